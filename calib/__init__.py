@@ -1,0 +1,1 @@
+"""Calibration without real data: statistics, FDDA, synthetic images, histograms, ranges."""

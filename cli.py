@@ -1,0 +1,1 @@
+"""The `lctr` command line: parse, call, print."""

@@ -1,0 +1,1 @@
+"""Build, run, inspect and benchmark engines; one file per backend, no training stack needed."""

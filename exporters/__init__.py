@@ -1,0 +1,1 @@
+"""torch -> ONNX, parity with the source, Q/DQ insertion."""
