@@ -1,0 +1,206 @@
+"""The vocabulary of engines: what is asked of a build, what a backend and an open session offer, what a timing is."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolchain.artifacts import Artifact
+from toolchain.errors import BackendError, UsageError
+from toolchain.progress import Progress, silent
+
+Feeds = Mapping[str, NDArray[Any]]
+"""Input name -> array, batch first."""
+
+
+@dataclass(frozen=True)
+class BatchProfile:
+    """The batch sizes an engine accepts, and the one it is tuned for.
+
+    Raises:
+        UsageError: not `1 <= minimum <= optimum <= maximum`.
+    """
+
+    minimum: int = 1
+    optimum: int = 8
+    maximum: int = 32
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.minimum <= self.optimum <= self.maximum:
+            raise UsageError(
+                f"Batch profile {self.minimum}/{self.optimum}/{self.maximum} is out of order: "
+                "give minimum <= optimum <= maximum, all at least 1."
+            )
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a build is asked for. A backend refuses an option that it cannot honour.
+
+    Attributes:
+        targets: GPU architectures such as `sm89`; empty: whatever the builder calls portable.
+        workspace: scratch memory limit in bytes; None: the builder's own.
+        batch: batch sizes of the engine, where the model's batch is dynamic.
+        metadata: carried into the engine's sidecar unread (preprocessing, class names, tau); JSON values.
+    """
+
+    targets: tuple[str, ...] = ()
+    workspace: int | None = None
+    batch: BatchProfile = field(default_factory=BatchProfile)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def parameters(self) -> dict[str, Any]:
+        """What shapes the engine, as the sidecar records it."""
+        batch = [self.batch.minimum, self.batch.optimum, self.batch.maximum]
+        return {"targets": list(self.targets), "workspace": self.workspace, "batch": batch}
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Latencies of single calls.
+
+    Attributes:
+        milliseconds: one sample per call, at least one.
+        clock: what was read and what it covers, e.g. `perf_counter`.
+
+    Raises:
+        UsageError: no sample.
+    """
+
+    milliseconds: tuple[float, ...]
+    clock: str
+
+    def __post_init__(self) -> None:
+        if not self.milliseconds:
+            raise UsageError("A timing of 0 iterations says nothing: ask for at least 1.")
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return len(self.milliseconds)
+
+    @property
+    def median(self) -> float:
+        """Milliseconds."""
+        return self.percentile(50)
+
+    @property
+    def p90(self) -> float:
+        """Milliseconds."""
+        return self.percentile(90)
+
+    @property
+    def p95(self) -> float:
+        """Milliseconds."""
+        return self.percentile(95)
+
+    @property
+    def p99(self) -> float:
+        """Milliseconds."""
+        return self.percentile(99)
+
+    @property
+    def mean(self) -> float:
+        """Milliseconds."""
+        return float(np.mean(self.milliseconds))
+
+    @property
+    def cv(self) -> float:
+        """Coefficient of variation: population standard deviation over mean."""
+        return float(np.std(self.milliseconds)) / self.mean if self.mean else 0.0
+
+    def percentile(self, q: float) -> float:
+        """The `q`-th percentile (0 to 100) in milliseconds, interpolated linearly between neighbouring samples."""
+        return float(np.percentile(self.milliseconds, q))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The summary for `--json`; single samples are left out."""
+        figures = {"median": self.median, "p90": self.p90, "p95": self.p95, "p99": self.p99}
+        return {**figures, "mean": self.mean, "cv": self.cv, "n": self.n, "unit": "ms", "clock": self.clock}
+
+
+@dataclass(frozen=True)
+class Availability:
+    """What a backend can do on this machine.
+
+    Attributes:
+        build: it can build engines here.
+        run: it can run engines here.
+        reason: one sentence when either is False, empty otherwise.
+    """
+
+    build: bool
+    run: bool
+    reason: str = ""
+
+
+class Session(Protocol):
+    """An engine, open and ready to run."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names that `run` must be fed."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names that `run` answers with."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What travelled with the model; values that were no strings are JSON."""
+
+    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        """Compute every output for one batch.
+
+        Raises:
+            BackendError: an input is missing, unknown, or of the wrong shape or type.
+        """
+
+    def time(self, feeds: Feeds, iterations: int) -> Timings:
+        """Run the same batch `iterations` times (at least once) and time each call with the backend's own clock."""
+
+
+class Backend(Protocol):
+    """A runtime that turns an ONNX file into an engine, and opens engines."""
+
+    @property
+    def name(self) -> str:
+        """What `--backend` and the sidecar call it."""
+
+    def availability(self) -> Availability:
+        """What works on this machine; cheap, loads no runtime and never raises."""
+
+    def build(self, model: Path, output: Path, options: BuildOptions, progress: Progress = silent) -> Artifact:
+        """Build `output` and its sidecar from the ONNX file `model`; on an error neither is left.
+
+        Raises:
+            ModelError: `model` is missing, truncated or no ONNX.
+            UsageError: an option that this backend cannot honour.
+            BackendUnavailable: the builder is not installed.
+            BackendError: the builder refused.
+        """
+
+    def open(self, engine: Path) -> AbstractContextManager[Session]:
+        """Open an engine of this backend whose content matches its sidecar.
+
+        Raises:
+            ArtifactError: the engine is missing, or is not what its sidecar describes.
+            BackendUnavailable: this machine cannot run it.
+            BackendError: the runtime refused it.
+        """
+
+
+def check_feeds(feeds: Feeds, inputs: Sequence[str]) -> None:
+    """Refuse feeds that do not name exactly `inputs`.
+
+    Raises:
+        BackendError: a name is missing or unknown.
+    """
+    wrong = set(inputs) ^ set(feeds)
+    if wrong:
+        state = "is not fed" if (name := min(wrong)) in inputs else "is no input"
+        raise BackendError(f"'{name}' {state}: feed exactly {', '.join(inputs)}.")

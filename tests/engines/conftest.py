@@ -1,0 +1,136 @@
+"""A one-block vision transformer with explicit Q/DQ, small enough to read and to build in half a second."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+BATCH, SIDE, PATCH, WIDTH, HEADS, CLASSES = "B", 32, 8, 32, 2, 5
+TOKENS = (SIDE // PATCH) ** 2
+
+
+class GraphWriter:
+    """Collects nodes and initializers; every method returns the name of the tensor it made."""
+
+    def __init__(self, precision: str, floats: tuple[str, ...]) -> None:
+        self.type = np.float16 if precision == "fp16" else np.float32
+        self.floats = floats
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.random = np.random.default_rng(0)
+
+    def constant(self, name: str, value: Any) -> str:
+        self.initializers[name] = numpy_helper.from_array(np.asarray(value), name)
+        return name
+
+    def weight(self, name: str, *shape: int) -> str:
+        return self.constant(name, (0.1 * self.random.standard_normal(shape)).astype(self.type))
+
+    def node(self, op: str, inputs: list[str], output: str, name: str | None = None, **attributes: Any) -> str:
+        name = output if name is None else name
+        self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
+        return output
+
+    def q_dq(self, tensor: str, scales: Any = 0.02, axis: int | None = None) -> str:
+        where = {} if axis is None else {"axis": axis}
+        scale = self.constant(f"{tensor}.scale", np.asarray(scales, self.type))
+        zero = self.constant(f"{tensor}.zero", np.zeros(np.shape(scales), np.int8))
+        if f"{tensor}.dq" not in {n.output[0] for n in self.nodes}:
+            self.node("QuantizeLinear", [tensor, scale, zero], f"{tensor}.q", **where)
+            self.node("DequantizeLinear", [f"{tensor}.q", scale, zero], f"{tensor}.dq", **where)
+        return f"{tensor}.dq"
+
+    def product(self, op: str, name: str, tensor: str, shape: tuple[int, ...], axis: int, **attributes: Any) -> str:
+        """A linear or convolution called `name`, with Q/DQ on both operands unless it is one of `floats`."""
+        weight = self.weight(f"{name}.weight", *shape)
+        bias = self.weight(f"{name}.bias", shape[axis])
+        if name not in self.floats:
+            tensor, weight = self.q_dq(tensor), self.q_dq(weight, np.full(shape[axis], 0.003), axis)
+        if op == "MatMul":
+            return self.node("Add", [self.node(op, [tensor, weight], f"{name}.product", name), bias], f"{name}.out")
+        return self.node(op, [tensor, weight, bias], f"{name}.out", name, **attributes)
+
+    def linear(self, name: str, tensor: str, inputs: int, outputs: int) -> str:
+        return self.product("MatMul", name, tensor, (inputs, outputs), 1)
+
+    def norm(self, name: str, tensor: str) -> str:
+        scale = self.constant(f"{name}.scale", np.ones(WIDTH, self.type))
+        return self.node("LayerNormalization", [tensor, scale, self.weight(f"{name}.bias", WIDTH)], name, axis=-1)
+
+    def heads(self, tensor: str, order: list[int]) -> str:
+        shape = self.constant("heads", np.array([0, TOKENS, HEADS, WIDTH // HEADS]))
+        return self.node(
+            "Transpose", [self.node("Reshape", [tensor, shape], f"{tensor}.split")], f"{tensor}.t", perm=order
+        )
+
+
+def transformer(path: Path, precision: str = "fp32", floats: tuple[str, ...] = (), attention_map: bool = False) -> Path:
+    """Write `image` (B, 3, 32, 32) -> `logits` (B, 5); with `attention_map` the softmax has a second reader."""
+    g = GraphWriter(precision, floats)
+    half, out = precision == "fp16", {"logits": [BATCH, CLASSES]}
+    x = g.node("Cast", ["image"], "image16", to=TensorProto.FLOAT16) if half else "image"
+    x = g.product("Conv", "patch", x, (WIDTH, 3, PATCH, PATCH), 0, strides=[PATCH, PATCH], kernel_shape=[PATCH, PATCH])
+    x = g.node("Reshape", [x, g.constant("tokens", np.array([0, WIDTH, TOKENS]))], "patches")
+    x = g.node("Transpose", [x], "embedded", perm=[0, 2, 1])
+    y = g.norm("norm1", x)
+    q, k, v = (g.linear(name, y, WIDTH, WIDTH) for name in ("q", "k", "v"))
+    q = g.node("Mul", [q, g.constant("root", np.asarray((WIDTH // HEADS) ** -0.5, g.type))], "q.scaled")
+    q, k, v = g.heads(q, [0, 2, 1, 3]), g.heads(k, [0, 2, 3, 1]), g.heads(v, [0, 2, 1, 3])
+    a = g.node("Softmax", [g.node("MatMul", [q, k], "scores", "qk")], "softmax", axis=-1)
+    if attention_map:
+        mean = g.node("ReduceMean", [a, g.constant("over_heads", np.array([1]))], "mean", keepdims=0)
+        out["map"] = [BATCH, TOKENS, TOKENS]
+        g.node("Cast", [mean], "map", to=TensorProto.FLOAT)
+    a = g.node("Transpose", [g.node("MatMul", [a, v], "mixed", "pv")], "mixed.t", perm=[0, 2, 1, 3])
+    a = g.node("Reshape", [a, g.constant("merged", np.array([0, TOKENS, WIDTH]))], "context")
+    x = g.node("Add", [x, g.linear("proj", a, WIDTH, WIDTH)], "residual1")
+    y = g.node("Gelu", [g.linear("fc1", g.norm("norm2", x), WIDTH, 4 * WIDTH)], "gelu")
+    x = g.node("Add", [x, g.linear("fc2", y, 4 * WIDTH, WIDTH)], "residual2")
+    x = g.node("ReduceMean", [x, g.constant("over_tokens", np.array([1]))], "pooled", keepdims=0)
+    x = g.product("Gemm", "head", x, (CLASSES, WIDTH), 0, transB=1)
+    g.node("Cast", [x], "logits", to=TensorProto.FLOAT)
+    return write(path, g, {"image": [BATCH, 3, SIDE, SIDE]}, out)
+
+
+def write(path: Path, g: GraphWriter, inputs: dict[str, list[Any]], outputs: dict[str, list[Any]]) -> Path:
+    values = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in side.items()]
+        for side in (inputs, outputs)
+    ]
+    graph = helper.make_graph(g.nodes, "test", *values, list(g.initializers.values()))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, {"tau": "0.3"})
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def write_transformer(tmp_path: Path) -> Callable[..., Path]:
+    """`transformer`, writing to `model.onnx` in the test's own folder."""
+    return lambda **how: transformer(tmp_path / "model.onnx", **how)
+
+
+@pytest.fixture
+def images() -> dict[str, Any]:
+    return {"image": np.random.default_rng(1).standard_normal((2, 3, SIDE, SIDE)).astype(np.float32)}
+
+
+@pytest.fixture
+def write_product(tmp_path: Path) -> Callable[..., Path]:
+    """One MatMul `product` of `x` (B, 16, 64) and a weight (64, 128), with Q/DQ where asked."""
+
+    def writer(activation: bool, weight: bool, name: str = "product", weight_axis: int = 1) -> Path:
+        g = GraphWriter("fp16", ())
+        x = g.node("Cast", ["x"], "x16", to=TensorProto.FLOAT16)
+        w = g.weight("w", 64, 128)
+        x = g.q_dq(x) if activation else x
+        w = g.q_dq(w, np.full((64, 128)[weight_axis], 0.003), weight_axis) if weight else w
+        g.node("Cast", [g.node("MatMul", [x, w], "y16", name)], "y", to=TensorProto.FLOAT)
+        return write(tmp_path / "product.onnx", g, {"x": [BATCH, 16, 64]}, {"y": [BATCH, 16, 128]})
+
+    return writer

@@ -1,0 +1,199 @@
+"""What belongs to one backend alone: its errors, what it loads, what it says of a machine."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from engines import tensorrt_rtx
+from engines.backend import BuildOptions
+from engines.memory import MemoryBackend
+from engines.onnxruntime import OnnxRuntimeBackend
+from engines.registry import open_engine
+from engines.sealing import built
+from engines.tensorrt_rtx import TensorRTRTXBackend
+from toolchain.artifacts import seal
+from toolchain.errors import ArtifactError, BackendError, BackendUnavailable, UsageError
+
+
+def test_importing_engines_loads_no_training_stack_and_no_gpu_runtime() -> None:
+    code = (
+        "import sys, engines.backend, engines.registry, engines.benchmark, engines.inspect, engines.memory\n"
+        "import engines.tensorrt_rtx, engines.onnxruntime\n"
+        "engines.tensorrt_rtx.TensorRTRTXBackend().availability()\n"
+        "print(sorted({'torch', 'onnx', 'tensorrt_rtx', 'tensorrt'} & set(sys.modules)))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_onnx_runtime_is_loaded_only_when_it_is_asked_for() -> None:
+    code = "import sys, engines.registry, engines.inspect, engines.benchmark; print('onnxruntime' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "message"),
+    [
+        ((2, 3, 16, 16), np.float32, r"'image' of .* is float32\[2, 3, 16, 16\]: feed float\['B', 3, 32, 32\]"),
+        ((3, 32, 32), np.float32, r"float32\[3, 32, 32\]"),
+        ((2, 3, 32, 32), np.float64, r"is float64\["),
+    ],
+)
+def test_onnx_runtime_names_an_input_of_the_wrong_shape_or_type(
+    write_transformer: Callable[..., Path], shape: tuple[int, ...], kind: Any, message: str
+) -> None:
+    with open_engine(write_transformer()) as session, pytest.raises(BackendError, match=message):
+        session.run({"image": np.zeros(shape, kind)})
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 9])
+def test_onnx_runtime_refuses_garbage_in_one_sentence_and_prints_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(BackendError, match=r"refuses .*m\.onnx") as caught, open_engine(tmp_path / "m.onnx"):
+        pytest.fail("it opened")
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is not None
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_onnx_file_that_was_changed_after_it_was_sealed_is_not_opened(
+    write_transformer: Callable[..., Path],
+) -> None:
+    model = write_transformer()
+    seal(model, "onnx", metadata={"tau": 0.5})
+    with open_engine(model) as session:
+        assert session.metadata == {"tau": "0.5"}
+    model.write_bytes(model.read_bytes() + b"\x00")
+    with pytest.raises(ArtifactError, match="sha256 differs"), open_engine(model):
+        pytest.fail("it opened")
+
+
+def test_onnx_runtime_threads_do_not_change_the_answer_beyond_rounding(
+    write_transformer: Callable[..., Path], images: dict[str, Any]
+) -> None:
+    model = write_transformer()
+    answers = []
+    for threads in (1, 2):
+        with OnnxRuntimeBackend(threads).open(model) as session:
+            answers.append(session.run(images)["logits"])
+    np.testing.assert_allclose(*answers, rtol=1e-5, atol=1e-6)
+
+
+def test_an_optimized_engine_computes_what_its_model_computes(
+    write_transformer: Callable[..., Path], tmp_path: Path, images: dict[str, Any]
+) -> None:
+    model = write_transformer()
+    engine = OnnxRuntimeBackend().build(model, tmp_path / "a.engine", BuildOptions())
+    with open_engine(model) as before, open_engine(engine.path) as after:
+        np.testing.assert_allclose(after.run(images)["logits"], before.run(images)["logits"], rtol=1e-5, atol=1e-6)
+
+
+def test_onnx_runtime_takes_no_workspace(write_transformer: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no workspace 4096"):
+        OnnxRuntimeBackend().build(write_transformer(), tmp_path / "a", BuildOptions(workspace=4096))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "reason"),
+    [
+        (None, "no NVIDIA GPU"),
+        ("NVIDIA H100 80GB HBM3, 9.0, 570.1", r"not support NVIDIA H100 80GB HBM3 \(SM90\): .*TensorRT instead"),
+        ("NVIDIA L4, 8.9, 570.1", "no GPU runtime for NVIDIA L4"),
+        ("a line that nobody foresaw", "does not support"),
+    ],
+)
+def test_rtx_says_why_it_does_not_run_here(monkeypatch: pytest.MonkeyPatch, gpu: str | None, reason: str) -> None:
+    monkeypatch.setattr(tensorrt_rtx, "gpu_description", lambda: gpu)
+    available = TensorRTRTXBackend().availability()
+    assert available.build
+    assert not available.run
+    assert re.search(reason, available.reason)
+
+
+def test_rtx_without_its_package_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, write_transformer: Callable[..., Path], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    monkeypatch.setattr(tensorrt_rtx, "find_spec", lambda name: None)
+    assert TensorRTRTXBackend().availability().build is False
+    with pytest.raises(BackendUnavailable, match=r"install lctr\[rtx\]"):
+        TensorRTRTXBackend().build(write_transformer(), tmp_path / "a", BuildOptions())
+
+
+def test_rtx_a_size_other_than_the_batch_may_not_be_dynamic(tmp_path: Path) -> None:
+    info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["B", "N"]) for n in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", info[:1], info[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    with pytest.raises(BackendError, match=r"'x' of .*m\.onnx is \[-1, -1\]: export it with the batch alone dynamic"):
+        TensorRTRTXBackend().build(tmp_path / "m.onnx", tmp_path / "a", BuildOptions())
+
+
+def test_rtx_builds_in_silence(
+    write_transformer: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    TensorRTRTXBackend().build(write_transformer(), tmp_path / "a", BuildOptions())
+    with pytest.raises(BackendError):
+        TensorRTRTXBackend().build(tmp_path / "model.onnx", tmp_path / "b", BuildOptions(workspace=1 << 10))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("initializer", "value", "node", "remedy"),
+    [
+        ("x16.zero", np.int8(3), "x16.q", "with zero point 0"),
+        ("x16.scale", np.float32(0.02), "product", "one type; a scale has the type of what it quantizes"),
+    ],
+)
+def test_rtx_says_what_to_do_about_q_dq_that_it_cannot_read(
+    write_product: Callable[..., Path], tmp_path: Path, initializer: str, value: Any, node: str, remedy: str
+) -> None:
+    path = write_product(True, True)
+    model = onnx.load(path)
+    (tensor,) = (t for t in model.graph.initializer if t.name == initializer)
+    tensor.CopyFrom(numpy_helper.from_array(np.asarray(value), initializer))
+    onnx.save(model, path)
+    with pytest.raises(BackendError, match=f"at node '{node}' .*: .*{re.escape(remedy)}") as caught:
+        TensorRTRTXBackend().build(path, tmp_path / "a", BuildOptions())
+    assert "\n" not in str(caught.value)
+
+
+def test_rtx_names_the_node_it_cannot_read(tmp_path: Path) -> None:
+    info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["B", 4]) for n in "xy"]
+    node = helper.make_node("Mystery", ["x"], ["y"], name="odd", domain="nobody")
+    graph = helper.make_graph([node], "g", info[:1], info[1:])
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("nobody", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "m.onnx")
+    with pytest.raises(BackendError, match=r"cannot read .*m\.onnx at node 'odd'") as caught:
+        TensorRTRTXBackend().build(tmp_path / "m.onnx", tmp_path / "a", BuildOptions())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_build_is_recognized_until_something_that_shapes_it_changes(
+    write_transformer: Callable[..., Path], tmp_path: Path
+) -> None:
+    model, output, options = write_transformer(), tmp_path / "a", BuildOptions(metadata={"tau": 0.3})
+    assert built(model, output, "memory", options) is None
+    artifact = MemoryBackend().build(model, output, options)
+    assert built(model, output, "memory", options) == artifact
+    assert built(model, output, "onnxruntime", options) is None
+    assert built(model, output, "memory", BuildOptions(metadata={"tau": 0.4})) is None
+    write_transformer(floats=("fc1",))
+    assert built(model, output, "memory", options) is None
+
+
+def test_a_memory_engine_of_other_content_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("[]")
+    seal(tmp_path / "a", "engine", metadata={"backend": "memory"})
+    with pytest.raises(BackendError, match="no engine of the memory backend"), open_engine(tmp_path / "a"):
+        pytest.fail("it opened")
