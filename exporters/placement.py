@@ -1,0 +1,227 @@
+"""Where Q/DQ stands: the policy. It reads a float graph and names what is quantized, what is not, and why.
+
+Rules, in the order in which they are asked of each node:
+1. Only products are sites: MatMul, Gemm and Conv. Softmax, LayerNorm and the rest of a transformer are left: their
+   values span too many magnitudes for 8 bits (spec/lctr.md, "Numbers that FP16 cannot hold").
+2. Residual adds are left: quantizing them gains no speed and has cost one ViT all of its accuracy (spec/fdda.md).
+3. A node that the user keeps in float is left, routing first of all. A pattern that matches no product is an error.
+4. A product of two activations (attention) is left: quantized in part it loses the fused kernel, so none of them is.
+5. The weight is the second operand. A constant first operand is left: engines quantize activation x weight only.
+6. A weight is constant if it is an initializer, or made of constants by data movement alone.
+7. A MatMul or Gemm weight is 2-D: (K, N), or (N, K) for Gemm with transB. Gemm with transA is left. Others are left.
+8. The scale of a weight is per output channel: axis 1 of (K, N), axis 0 of (N, K) and of a convolution's weight.
+9. Transposed convolutions, einsums and whatever stands inside If, Loop and Scan are left: not covered.
+"""
+
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from toolchain.errors import ModelError, UsageError
+
+PRODUCTS = ("MatMul", "Gemm", "Conv")
+MOVEMENT = {
+    *("Constant", "Identity", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"),
+    *("Slice", "Split", "Concat"),
+}
+"""Operators through which a weight stays constant; every compiler folds them."""
+LEFT_OPERATORS = {
+    "Softmax": "softmax stays float: 8 bits move the map (rule 1)",
+    "LayerNormalization": "normalization stays float (rule 1)",
+    "InstanceNormalization": "normalization stays float (rule 1)",
+    "GroupNormalization": "normalization stays float (rule 1)",
+    "RMSNormalization": "normalization stays float (rule 1)",
+    "Attention": "attention products: none is quantized, for one alone would lose the fused kernel (rule 4)",
+    "ConvTranspose": "transposed convolutions are not covered (rule 9)",
+    "Einsum": "einsum is not covered; export it as MatMul (rule 9)",
+    "If": "what stands in a control-flow body is not covered (rule 9)",
+    "Loop": "what stands in a control-flow body is not covered (rule 9)",
+    "Scan": "what stands in a control-flow body is not covered (rule 9)",
+}
+SCOPE_KEY = "pkg.torch.onnx.name_scopes"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One product to quantize.
+
+    Attributes:
+        name: of the node, or of its output where the node has none.
+        module: dotted path of the torch module that it came from; "" where the exporter recorded none.
+        kind: `MatMul`, `Gemm` or `Conv`.
+        activation: tensor that gets one scale.
+        weight: constant tensor that gets one scale per output channel.
+        axis: of the output channels in the weight.
+        bias: third operand, "" where there is none; it stays float.
+        output: the node's output, unique in the graph.
+    """
+
+    name: str
+    module: str
+    kind: str
+    activation: str
+    weight: str
+    axis: int
+    bias: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """One node that stays float.
+
+    Attributes:
+        name: of the node, or of its output where the node has none.
+        kind: operator.
+        reason: in words, with the number of the rule.
+    """
+
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The policy applied to one graph, both lists in graph order."""
+
+    sites: tuple[Site, ...]
+    left: tuple[Left, ...]
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """The tensors to observe, each once, in graph order."""
+        return tuple(dict.fromkeys(site.activation for site in self.sites))
+
+
+class Constants:
+    """The constant tensors of a graph, computed when asked for (rule 6)."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        # An initializer that is also an input is only a default: a caller may feed another value.
+        inputs = {value.name for value in model.graph.input}
+        self._initializers = {i.name: i for i in model.graph.initializer if i.name not in inputs}
+        self._makers = {output: node for node in model.graph.node for output in node.output}
+        self._opsets = {o.domain: o.version for o in model.opset_import}
+
+    def has(self, tensor: str) -> bool:
+        """Whether the tensor is an initializer or made of constants by data movement alone."""
+        if tensor in self._initializers:
+            return True
+        maker = self._makers.get(tensor)
+        return (
+            maker is not None
+            and not maker.domain
+            and maker.op_type in MOVEMENT
+            and all(self.has(name) for name in maker.input if name)
+        )
+
+    def value(self, tensor: str) -> NDArray[np.generic]:
+        """The value of a constant tensor."""
+        if tensor in self._initializers:
+            return numpy_helper.to_array(self._initializers[tensor])
+        maker = self._makers[tensor]
+        feeds = {name: self.value(name) for name in maker.input if name}
+        values = ReferenceEvaluator(maker, opsets=self._opsets).run(None, feeds)
+        return np.asarray([*values][list(maker.output).index(tensor)])
+
+
+def placement_from_model(model: onnx.ModelProto, keep_float: Sequence[str] = ()) -> Placement:
+    """Apply the rules to a float graph; the model is not changed.
+
+    Args:
+        model: float ONNX model.
+        keep_float: glob patterns of products to leave in float (rule 3), each matched against the node's name, its
+            torch module's dotted path and its weight's name, case-sensitively: `*_routing_fn_two*`.
+
+    Raises:
+        ModelError: the model is quantized already.
+        UsageError: a pattern matches no product.
+    """
+    constants = Constants(model)
+    unmatched = dict.fromkeys(keep_float)
+    sites: list[Site] = []
+    left: list[Left] = []
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            raise ModelError(f"Node '{name_of(node)}' is a {node.op_type}: give the float model, not a quantized one.")
+        matching = _matching(node, keep_float) if node.op_type in PRODUCTS else []
+        for pattern in matching:
+            unmatched.pop(pattern, None)
+        reason = _reason_to_leave(node, matching, constants)
+        if reason:
+            left.append(Left(name_of(node), node.op_type, reason))
+        elif node.op_type in PRODUCTS:
+            sites.append(_site(node))
+    if unmatched:
+        raise UsageError(
+            f"The keep-float pattern '{next(iter(unmatched))}' matches no linear or convolution of the model: "
+            "correct it or leave it out."
+        )
+    return Placement(tuple(sites), tuple(left))
+
+
+def name_of(node: onnx.NodeProto) -> str:
+    """The node's name, or its first output's where it has none."""
+    return node.name or node.output[0]
+
+
+def module_of(node: onnx.NodeProto) -> str:
+    """Dotted path of the torch module that the node came from, as torch.onnx recorded it; "" where it did not."""
+    scopes = next((p.value for p in node.metadata_props if p.key == SCOPE_KEY), "[]")
+    try:
+        # Python's repr of the list of enclosing scopes, outermost first; the last is the node itself.
+        path = ast.literal_eval(scopes)[:-1]
+    except (SyntaxError, ValueError, TypeError):
+        return ""
+    return str(path[-1]) if path else ""
+
+
+def _matching(node: onnx.NodeProto, patterns: Sequence[str]) -> list[str]:
+    names = [name_of(node), module_of(node), *node.input[1:2]]
+    return [p for p in patterns if any(fnmatchcase(name, p) for name in names if name)]
+
+
+def _site(node: onnx.NodeProto) -> Site:
+    # Rule 8.
+    transposed = node.op_type == "Gemm" and _attribute(node, "transB")
+    axis = 0 if node.op_type == "Conv" or transposed else 1
+    activation, weight, bias = (*node.input, "")[:3]
+    return Site(name_of(node), module_of(node), node.op_type, activation, weight, axis, bias, node.output[0])
+
+
+def _reason_to_leave(node: onnx.NodeProto, matching: Sequence[str], constants: Constants) -> str:
+    """Why the node stays float; "" for a site, and for an operator that no one would expect to be quantized."""
+    if node.op_type == "Add":
+        two_activations = not any(constants.has(name) for name in node.input)
+        return "sum of two activations: residual adds stay float (rule 2)" if two_activations else ""
+    if node.op_type not in PRODUCTS:
+        return LEFT_OPERATORS.get(node.op_type, "")
+    if matching:
+        return f"kept float by pattern '{matching[0]}' (rule 3)"
+    first, second = (constants.has(name) for name in node.input[:2])
+    if not second:
+        if first:
+            return "the constant is the first operand, not the second (rule 5)"
+        if node.op_type == "MatMul":
+            return "product of two activations: attention products, all or none, here none (rule 4)"
+        return f"the weight '{node.input[1]}' is not constant (rule 6)"
+    if first:
+        return "both operands are constant: compilers fold it (rule 5)"
+    if node.op_type == "Gemm" and _attribute(node, "transA"):
+        return "Gemm with transA (rule 7)"
+    rank = constants.value(node.input[1]).ndim
+    if node.op_type != "Conv" and rank != 2:
+        return f"the weight '{node.input[1]}' has {rank} axes, not 2 (rule 7)"
+    return ""
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> int:
+    return next((a.i for a in node.attribute if a.name == name), 0)

@@ -1,0 +1,294 @@
+"""Q/DQ insertion: a float graph, a placement and ranges in; the same graph with explicit int8 out.
+
+Rules:
+1. Symmetric int8, zero point 0, scale = amax / 127 (spec/tensorrt.md: a zero point other than 0 is refused).
+2. One Q/DQ pair per activation tensor, per-tensor scale; all sites that read the tensor share it. Readers that are no
+   sites (a residual add, a kept linear) go on reading the float tensor.
+3. A weight stays float and gets Q + DQ per output channel, never a pre-quantized initializer: TensorRT compiles a
+   packed qkv with an int8 initializer silently as an FP16 product.
+4. A bias stays float: TensorRT takes no int32 bias.
+5. Scales have the type of the tensor that they scale: an FP32 scale on FP16 fails at a convolution's bias.
+6. A site whose activation has no range is an error; unobserved is never zero.
+7. An activation that was 0 everywhere takes the least usable scale, and the report names it: whatever else comes is
+   clipped to (almost) 0, which is what was observed.
+8. An all-zero weight channel takes the scale of its tensor's largest channel: any scale is exact for zeros.
+   And activation scale x weight scale >= |bias| / 2^30 in every channel, by a larger weight scale where needed: ONNX
+   Runtime turns the bias of a fused convolution into int32 units of that product and lets it overflow (1.32: the
+   bias of a dead channel was lost). What a weight loses is under 2^-24 of the bias per product.
+9. A Gather along the output channels of a quantized weight reads its int8 levels and their scales: the values are
+   those that the product sees, and the engine holds no float copy of the weight (spec/lctr.md, "Logits without the
+   class maps"). Gathering from the dequantized weight instead makes ONNX Runtime dequantize all of it on each run.
+10. Opset 19 or later (FP16 scales); metadata, names, inputs and outputs stay; the same input gives the same bytes.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from exporters.placement import Constants, Left, Placement, Site, name_of
+from exporters.scales import activation_scale, bias_bound, channel_scales
+from toolchain.errors import ModelError
+
+LEAST_OPSET = 19
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What insertion did.
+
+    Attributes:
+        sites: what is quantized now.
+        left: what was left float, and why.
+        scales: activation tensor -> scale.
+        zero_activations: activations that were 0 on every image (rule 7).
+        zero_channels: weight and axis, `W/axis1` -> how many of its output channels are all 0, if any (rule 8).
+        widened_channels: weight and axis -> in how many of them the bias raised the scale, if in any (rule 8).
+        gathers: Gather nodes that read int8 levels now (rule 9).
+    """
+
+    sites: tuple[Site, ...]
+    left: tuple[Left, ...]
+    scales: Mapping[str, float]
+    zero_activations: tuple[str, ...]
+    zero_channels: Mapping[str, int]
+    widened_channels: Mapping[str, int]
+    gathers: tuple[str, ...]
+
+
+def observer_from_float(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    """A copy of the model that returns `tensors` beside its own outputs; its nodes are unchanged.
+
+    Graph inputs among `tensors` are not added: whoever feeds them sees them already.
+
+    Raises:
+        ModelError: no node makes one of the tensors.
+    """
+    made = {output for node in model.graph.node for output in node.output}
+    inputs = {value.name for value in model.graph.input}
+    unknown = [name for name in tensors if name not in made | inputs]
+    if unknown:
+        raise ModelError(f"The model has no tensor '{unknown[0]}': compute the placement from this very model.")
+    observer = onnx.ModelProto()
+    observer.CopyFrom(model)
+    present = {value.name for value in model.graph.output}
+    types = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    for name in dict.fromkeys(tensors):
+        if name in made and name not in present:
+            observer.graph.output.append(types.get(name) or onnx.ValueInfoProto(name=name))
+    return observer
+
+
+def qdq_from_float(
+    model: onnx.ModelProto, placement: Placement, amax: Mapping[str, float]
+) -> tuple[onnx.ModelProto, Quantized]:
+    """Insert Q/DQ; the model given is not changed.
+
+    Args:
+        model: float model, FP32 or FP16.
+        placement: computed from this very model.
+        amax: activation tensor -> largest magnitude to represent, in the tensor's unit.
+
+    Returns:
+        the model with Q/DQ, checked, and what was done.
+
+    Raises:
+        ModelError: the opset is too old, the placement is of another model, a tensor has no range or an unusable one.
+    """
+    _require(model, placement, amax)
+    constants = Constants(model)
+    types = {site.activation: constants.value(site.weight).dtype for site in placement.sites}
+    scales = {name: activation_scale(name, amax[name], dtype) for name, dtype in types.items()}
+    inserted = _Inserted(_tensor_names(model))
+    for name, scale in scales.items():
+        inserted.pair(name, name, np.array(scale, types[name]), axis=None)
+    zero_channels, widened_channels, gathers = {}, {}, list[str]()
+    for base, readers in _readers_of_weights(placement).items():
+        site, weight = readers[0], constants.value(readers[0].weight)
+        biases = [(r.bias, r.activation) for r in readers if r.bias and constants.has(r.bias)]
+        bounds = [bias_bound(constants.value(bias), scales[activation]) for bias, activation in biases]
+        channels = channel_scales(site.weight, weight, site.axis, reduce(np.maximum, bounds, np.zeros(1)))
+        inserted.pair(site.weight, base, channels.scales, site.axis)
+        for gather in _gathers(model, site.weight, site.axis, weight.ndim):
+            gathers.append(name_of(gather))
+            inserted.gather(gather, base, channels.scales, weight.ndim - 1 - site.axis)
+        zero_channels[base] = channels.zero
+        widened_channels[base] = channels.widened
+    quantized = _rewired(model, placement, inserted)
+    _check(quantized)
+    return quantized, Quantized(
+        sites=placement.sites,
+        left=placement.left,
+        scales=scales,
+        zero_activations=tuple(name for name in scales if amax[name] == 0),
+        zero_channels={name: count for name, count in zero_channels.items() if count},
+        widened_channels={name: count for name, count in widened_channels.items() if count},
+        gathers=tuple(gathers),
+    )
+
+
+def graph_hash(model: onnx.ModelProto) -> str:
+    """sha256 of what the graph computes and of its tensors' names: nodes, initializers, inputs, outputs, opsets.
+
+    Node names, metadata, doc strings, producer and recorded shapes do not count, nor does the way in which an
+    initializer is stored.
+    """
+    digest = hashlib.sha256()
+    for opset in sorted((o.domain, o.version) for o in model.opset_import):
+        digest.update(repr(opset).encode())
+    for initializer in sorted(model.graph.initializer, key=lambda i: i.name):
+        array = numpy_helper.to_array(initializer)
+        digest.update(repr((initializer.name, initializer.data_type, array.shape)).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for node in model.graph.node:
+        head = (node.domain, node.op_type, list(node.input), list(node.output))
+        digest.update(repr(head).encode())
+        for attribute in sorted(node.attribute, key=lambda a: a.name):
+            digest.update(attribute.SerializeToString(deterministic=True))
+    for value in (*model.graph.input, *model.graph.output):
+        digest.update(value.name.encode() + value.type.SerializeToString(deterministic=True))
+    return digest.hexdigest()
+
+
+class _Inserted:
+    """What comes into the graph: the Q/DQ pairs, and what takes the place of a Gather."""
+
+    def __init__(self, names: set[str]) -> None:
+        self._names = names
+        self.initializers: list[TensorProto] = []
+        self.pairs: dict[str, list[onnx.NodeProto]] = {}
+        self.gathered: dict[str, tuple[str, list[onnx.NodeProto]]] = {}
+
+    def pair(self, tensor: str, base: str, scale: NDArray[np.generic], axis: int | None) -> None:
+        """Q and DQ of `tensor`, under names that start with `base`."""
+        output, levels, zero_name = self._new(dequantized(base), _levels(base), f"{base}/zero_point")
+        inputs = [self._constant(f"{base}/scale", scale), zero_name]
+        self.initializers.append(numpy_helper.from_array(np.zeros(scale.shape, np.int8), zero_name))
+        self.pairs[base] = [
+            helper.make_node("QuantizeLinear", [tensor, *inputs], [levels], f"{base}/QuantizeLinear", axis=axis),
+            helper.make_node("DequantizeLinear", [levels, *inputs], [output], f"{base}/DequantizeLinear", axis=axis),
+        ]
+
+    def gather(self, node: onnx.NodeProto, base: str, scales: NDArray[np.generic], trailing: int) -> None:
+        """In place of a Gather of channels: Gather of levels x Gather of scales, both of the pair `base` (rule 9).
+
+        DequantizeLinear cannot do it: its scale must be constant for TensorRT.
+
+        Args:
+            node: the Gather.
+            base: of the weight's pair.
+            scales: (C,).
+            trailing: axes of the weight after the channels', over which a channel's scale is spread.
+        """
+        (output,), indices = node.output, node.input[1]
+        levels, values, scale = self._new(f"{output}/levels", f"{output}/values", f"{output}/scale")
+        column = self._constant(f"{output}/scales", scales.reshape(-1, *[1] * trailing))
+        first = onnx.NodeProto()
+        first.CopyFrom(node)
+        first.input[0], first.output[0] = _levels(base), levels
+        to = helper.np_dtype_to_tensor_dtype(scales.dtype)
+        self.gathered[output] = (
+            base,
+            [
+                first,
+                helper.make_node("Cast", [levels], [values], f"{output}/Cast", to=to),
+                helper.make_node("Gather", [column, indices], [scale], f"{output}/Gather", axis=0),
+                helper.make_node("Mul", [values, scale], [output], f"{output}/Mul"),
+            ],
+        )
+
+    def _constant(self, name: str, value: NDArray[np.generic]) -> str:
+        self.initializers.append(numpy_helper.from_array(value, *self._new(name)))
+        return name
+
+    def _new(self, *names: str) -> tuple[str, ...]:
+        taken = self._names.intersection(names)
+        if taken:
+            raise ModelError(f"The model has a tensor named '{min(taken)}' already: rename it before quantizing.")
+        self._names.update(names)
+        return names
+
+
+def dequantized(base: str) -> str:
+    """The name of the tensor that sites read instead."""
+    return f"{base}/dequantized"
+
+
+def _levels(base: str) -> str:
+    return f"{base}/quantized"
+
+
+def _weight_base(site: Site) -> str:
+    # With the axis: a weight that two layers share may be read as (K, N) by one and as (N, K) by the other.
+    return f"{site.weight}/axis{site.axis}"
+
+
+def _readers_of_weights(placement: Placement) -> dict[str, list[Site]]:
+    """Base name of a weight's pair -> the sites that read it."""
+    readers: dict[str, list[Site]] = {}
+    for site in placement.sites:
+        readers.setdefault(_weight_base(site), []).append(site)
+    return readers
+
+
+def _gathers(model: onnx.ModelProto, weight: str, axis: int, rank: int) -> Iterator[onnx.NodeProto]:
+    """The Gather nodes that pick output channels of a weight."""
+    for node in model.graph.node:
+        if node.op_type == "Gather" and not node.domain and node.input[0] == weight:
+            chosen = next((a.i for a in node.attribute if a.name == "axis"), 0)
+            if chosen % rank == axis:
+                yield node
+
+
+def _rewired(model: onnx.ModelProto, placement: Placement, inserted: _Inserted) -> onnx.ModelProto:
+    """The copy in which every site reads dequantized tensors, each pair standing before its first reader."""
+    quantized = onnx.ModelProto()
+    quantized.CopyFrom(model)
+    quantized.graph.initializer.extend(inserted.initializers)
+    sites = {site.output: site for site in placement.sites}
+    pending = dict(inserted.pairs)
+    nodes: list[onnx.NodeProto] = []
+    for node in quantized.graph.node:
+        site = sites.get(node.output[0])
+        base, gather = inserted.gathered.get(node.output[0], ("", [node]))
+        if site is not None:
+            for name in (site.activation, _weight_base(site)):
+                nodes += pending.pop(name, [])
+            node.input[0], node.input[1] = dequantized(site.activation), dequantized(_weight_base(site))
+        nodes += [*pending.pop(base, []), *gather]
+    del quantized.graph.node[:]
+    quantized.graph.node.extend(nodes)
+    return quantized
+
+
+def _check(quantized: onnx.ModelProto) -> None:
+    try:
+        onnx.checker.check_model(quantized, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"The quantized graph is not valid ONNX ({error}): check the float model first.") from error
+
+
+def _tensor_names(model: onnx.ModelProto) -> set[str]:
+    graph = model.graph
+    made = {name for node in graph.node for name in node.output}
+    return made | {value.name for value in graph.input} | {initializer.name for initializer in graph.initializer}
+
+
+def _require(model: onnx.ModelProto, placement: Placement, amax: Mapping[str, float]) -> None:
+    """Rule 10's opset, the placement's own model, and rule 6."""
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if opset < LEAST_OPSET:
+        raise ModelError(f"The model has opset {opset}: export it with opset {LEAST_OPSET} or later to quantize it.")
+    operands = {node.output[0]: list(node.input[:2]) for node in model.graph.node}
+    for site in placement.sites:
+        if operands.get(site.output) != [site.activation, site.weight]:
+            raise ModelError(f"The placement's '{site.name}' is not in the model: compute it from this very model.")
+        if site.activation not in amax:
+            raise ModelError(
+                f"Tensor '{site.activation}' has no range: it was not observed; compute the ranges of this model."
+            )
