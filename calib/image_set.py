@@ -1,0 +1,174 @@
+"""Folders of calibration images: the synthetic set as an artifact, anybody's folder, and noise.
+
+A synthetic set is a folder of PNG files and nothing else, so that it reads like any other folder of images. What is
+*about* the set stands beside the folder: `NAME.json` (sidecar), `NAME.preview.png`, `NAME.losses.png`.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from calib.synthesis import SyntheticImages
+from toolchain import artifacts
+from toolchain.artifacts import Artifact
+from toolchain.errors import DataError, UsageError
+
+KIND = "synthetic"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+PREVIEW_IMAGES = 64
+SMOOTHED_STEPS = 10
+"""Steps at the end of the training that a final loss is the mean of: one step sees one class."""
+
+
+def preview_of(path: Path) -> Path:
+    """Where the preview of the synthetic set at `path` stands."""
+    return path.with_name(path.name + ".preview.png")
+
+
+def losses_plot_of(path: Path) -> Path:
+    """Where the loss curves of the synthetic set at `path` stand."""
+    return path.with_name(path.name + ".losses.png")
+
+
+def write(
+    synthetic: SyntheticImages,
+    path: Path,
+    class_names: Sequence[str],
+    *,
+    seed: int,
+    parameters: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Path] | None = None,
+    code: str = "",
+) -> Artifact:
+    """Write a synthetic set: the folder, its sidecar, a preview and the loss curves.
+
+    Args:
+        synthetic: what `synthesize` returned.
+        path: of the folder; files become `0000_classname.png`.
+        class_names: by class index.
+        seed: recorded.
+        parameters: of the command, recorded.
+        inputs: role -> file the images were made from (model, statistics), recorded by hash.
+        code: version of the code, recorded.
+
+    Raises:
+        ArtifactError: the place cannot be written to.
+    """
+    with artifacts.writing(path, folder=True) as folder:
+        for index, (image, label) in enumerate(zip(synthetic.images, synthetic.labels, strict=True)):
+            name = "".join(c if c.isalnum() or c in "-." else "_" for c in class_names[label])
+            Image.fromarray(image).save(folder / f"{index:04d}_{name}.png")
+    with artifacts.writing(preview_of(path)) as temporary:
+        Image.fromarray(grid(synthetic.images[:PREVIEW_IMAGES])).save(temporary, "PNG")
+    with artifacts.writing(losses_plot_of(path)) as temporary:
+        _plot(synthetic.losses, temporary)
+    return artifacts.seal(
+        path,
+        KIND,
+        parameters={**(parameters or {}), "seed": seed},
+        inputs=inputs,
+        metadata={
+            "labels": synthetic.labels.tolist(),
+            "class_names": list(class_names),
+            "final_losses": final_losses(synthetic.losses),
+            "agreement": synthetic.agreement,
+            "deviation_ratio": dict(synthetic.deviation_ratio),
+            "missing": list(synthetic.missing),
+        },
+        code=code,
+    )
+
+
+def read(
+    path: Path, crop: Callable[[Image.Image], NDArray[np.uint8]], *, limit: int | None = None
+) -> NDArray[np.uint8]:
+    """Images for calibration from a folder, subfolders included, in name order.
+
+    Args:
+        path: a synthetic set, which is checked against its sidecar and taken as it is, or any folder of images.
+        crop: brings an RGB image of any size to the network's (S, S, 3) uint8; not used on a synthetic set.
+        limit: at most so many, taken at even distances: in a folder with one subfolder per class, from all of them.
+
+    Returns:
+        (count, S, S, 3) uint8 RGB.
+
+    Raises:
+        ArtifactError: a synthetic set that was changed.
+        DataError: no folder, no image in it, or images that cannot be read (all of them are named).
+        UsageError: a limit under 1.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit is {limit}: take at least 1 image.")
+    if not path.is_dir():
+        raise DataError(f"{path} is no folder: give a folder of images.")
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+    if not files:
+        raise DataError(f"{path} holds no image ({', '.join(SUFFIXES)}): give a folder of images.")
+    if limit is not None and limit < len(files):
+        files = [files[index * len(files) // limit] for index in range(limit)]
+    prepare = np.asarray if _is_synthetic(path) else crop
+    images: list[NDArray[np.uint8]] = []
+    problems = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                images.append(prepare(image.convert("RGB")))
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            problems.append(f"{file}: {error}")
+    if problems:
+        raise DataError(f"{len(problems)} of {len(files)} images cannot be read: replace or remove them.", problems)
+    return np.stack(images)
+
+
+def noise(count: int, size: int, seed: int) -> NDArray[np.float32]:
+    """The rival that FDDA must beat: standard-normal images (count, 3, size, size) in the normalized space.
+
+    No pixels and no crop: most values lie where no image can be.
+    """
+    return np.random.default_rng(seed).standard_normal((count, 3, size, size), np.float32)
+
+
+def grid(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images (count, S, S, 3) side by side in rows, as square as it gets, on white: (H, W, 3)."""
+    count, side = len(images), images.shape[1]
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    sheet = np.full((rows * side, columns * side, 3), 255, np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // columns * side, index % columns * side
+        sheet[top : top + side, left : left + side] = image
+    return sheet
+
+
+def final_losses(losses: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Mean of each term over the last steps at which it was computed."""
+    computed = {name: [value for value in values if not math.isnan(value)] for name, values in losses.items()}
+    return {name: float(np.mean(values[-SMOOTHED_STEPS:])) for name, values in computed.items()}
+
+
+def _is_synthetic(path: Path) -> bool:
+    """Whether `path` is one of our sets, and an unchanged one; anybody's folder has no sidecar."""
+    if not artifacts.sidecar_of(path).exists() or artifacts.read_sidecar(path).kind != KIND:
+        return False
+    artifacts.load(path, KIND)
+    return True
+
+
+def _plot(losses: Mapping[str, Sequence[float]], path: Path) -> None:
+    # Late, because it takes a second: most commands never plot. And no pyplot: it would look for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
+    for name, values in losses.items():
+        steps = [step for step, value in enumerate(values, 1) if not math.isnan(value)]
+        axes.plot(steps, [values[step - 1] for step in steps], label=name, linewidth=1)
+    axes.legend()
+    figure.savefig(path, format="png", dpi=120)

@@ -1,0 +1,223 @@
+"""Observation: images through ONNX Runtime, one batch at a time, into one histogram and one range per tensor.
+
+The graph is an observer: the float model with every tensor to be watched among its outputs. No activation outlives its
+batch. A range file names the graph that it belongs to by hash and is refused for another.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
+
+from calib.histograms import Histogram, histogram_of, merged
+from calib.thresholds import threshold_of
+from toolchain import artifacts
+from toolchain.errors import ArtifactError, BackendError, DataError, ModelError, UsageError
+from toolchain.progress import Progress, silent
+
+SCHEMA_VERSION = 1
+FLOAT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
+RUNTIME_ERRORS = tuple(
+    error for error in vars(runtime_errors).values() if isinstance(error, type) and issubclass(error, Exception)
+)
+"""ONNX Runtime's exceptions have no common base but Exception."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the images did to the tensors.
+
+    Attributes:
+        histograms: tensor name -> histogram of |x|.
+        images: how many were run.
+    """
+
+    histograms: Mapping[str, Histogram]
+    images: int
+
+
+@dataclass(frozen=True)
+class TensorRange:
+    """The range of one tensor.
+
+    Attributes:
+        amax: the magnitude that becomes level 127.
+        method: the calibration method that chose it.
+        error: mean squared quantization error over mean square, under the histogram.
+        minimum: least value observed.
+        maximum: largest value observed.
+    """
+
+    amax: float
+    method: str
+    error: float
+    minimum: float
+    maximum: float
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The ranges of one graph.
+
+    Attributes:
+        graph: hash of the float graph that they belong to.
+        method: the calibration method that was asked for.
+        images: how many images they were observed on.
+        tensors: tensor name -> range.
+    """
+
+    graph: str
+    method: str
+    images: int
+    tensors: Mapping[str, TensorRange]
+
+    @property
+    def amax(self) -> dict[str, float]:
+        """Tensor name -> amax: what Q/DQ insertion needs."""
+        return {name: r.amax for name, r in self.tensors.items()}
+
+
+def collect(
+    observer: Path,
+    tensors: Sequence[str],
+    batches: Iterable[NDArray[np.float32]],
+    *,
+    input_name: str = "image",
+    total: int = 0,
+    progress: Progress = silent,
+) -> Observed:
+    """Run every batch and keep the histograms of `tensors`.
+
+    Args:
+        observer: ONNX file with `tensors` among its outputs (the model's input may be watched too).
+        tensors: names to watch, at least one.
+        batches: (B, ...) arrays, the first axis counts images; consumed once.
+        input_name: the graph input that takes a batch.
+        total: images to come, for the progress; 0 where unknown.
+        progress: called after each batch, in images.
+
+    Raises:
+        BackendError: ONNX Runtime refused the model or a batch.
+        DataError: no batch came.
+        ModelError: the model has no such input or output, or a tensor holds NaN or infinity.
+        UsageError: nothing to watch.
+    """
+    if not tensors:
+        raise UsageError(f"No tensor to observe in {observer.name}: the placement is empty; widen it.")
+    session, dtype = _session(observer, tensors, input_name)
+    watched = dict.fromkeys(tensors)
+    fetched = [name for name in watched if name != input_name]
+    histograms: dict[str, Histogram] = {}
+    images = 0
+    for batch in batches:
+        feed = np.ascontiguousarray(batch, dtype)
+        try:
+            values = dict(zip(fetched, session.run(fetched, {input_name: feed}) if fetched else [], strict=True))
+        except RUNTIME_ERRORS as error:
+            raise BackendError(
+                f"ONNX Runtime failed on a batch of shape {feed.shape} in {observer.name} ({_first_line(error)}): "
+                f"check the shape of input '{input_name}'."
+            ) from error
+        for name in watched:
+            # Popped: no activation is alive when the next batch runs.
+            seen = histogram_of(name, feed if name == input_name else values.pop(name))
+            histograms[name] = merged(histograms[name], seen) if name in histograms else seen
+        images += len(feed)
+        progress(images, max(total, images), f"{len(watched)} tensors")
+    if not images:
+        raise DataError("No calibration image came: name a folder that holds some.")
+    return Observed(histograms, images)
+
+
+def ranges_from_histograms(observed: Observed, method: str, *, graph: str) -> Ranges:
+    """Choose the range of every tensor.
+
+    Args:
+        observed: histograms.
+        method: `auto` or a key of `thresholds.METHODS`.
+        graph: hash of the float graph.
+
+    Raises:
+        UsageError: no such method.
+    """
+    tensors = {}
+    for name, histogram in observed.histograms.items():
+        chosen = threshold_of(histogram, method)
+        tensors[name] = TensorRange(chosen.amax, chosen.method, chosen.error, histogram.minimum, histogram.maximum)
+    return Ranges(graph, method, observed.images, tensors)
+
+
+def save(ranges: Ranges, path: Path) -> None:
+    """Write a range file: JSON, one tensor a line, whole or not at all.
+
+    Raises:
+        ArtifactError: the place cannot be written to.
+    """
+    head = {"schema": SCHEMA_VERSION, "graph": ranges.graph, "method": ranges.method, "images": ranges.images}
+    # repr of a float is read back to the same bits, so a saved range gives the same engine.
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(asdict(r))}" for name, r in ranges.tensors.items())
+    fields = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
+    with artifacts.writing(path) as temporary:
+        temporary.write_text(f'{{\n{fields} "tensors": {{\n{lines}\n }}\n}}\n')
+
+
+def load(path: Path, *, graph: str) -> Ranges:
+    """Read a range file of the graph with this hash.
+
+    Raises:
+        ArtifactError: no range file, or one of another graph.
+    """
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        if record.pop("schema") != SCHEMA_VERSION:
+            raise ArtifactError(f"{path} has a schema this version does not know: compute the ranges again.")
+        tensors = {name: _tensor_range(**r) for name, r in record.pop("tensors").items()}
+        ranges = Ranges(tensors=tensors, **record)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}): check the path.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} is no range file of ours: compute the ranges again.") from error
+    if ranges.graph != graph:
+        raise ArtifactError(
+            f"{path} was computed for another graph (hash {ranges.graph[:12]}, this one has {graph[:12]}): weights or "
+            "structure differ, so its ranges do not hold here; compute them again."
+        )
+    return ranges
+
+
+def _tensor_range(method: str, **numbers: float) -> TensorRange:
+    return TensorRange(method=method, **{key: float(value) for key, value in numbers.items()})
+
+
+def _session(observer: Path, tensors: Sequence[str], input_name: str) -> tuple[onnxruntime.InferenceSession, str]:
+    """A session, and the float type of its input."""
+    options = onnxruntime.SessionOptions()
+    # The runtime's idle threads would otherwise spin on the cores that the histograms need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(str(observer), options, providers=["CPUExecutionProvider"])
+    except RUNTIME_ERRORS as error:
+        raise BackendError(
+            f"ONNX Runtime cannot load {observer} ({_first_line(error)}): export the model again."
+        ) from error
+    inputs = {i.name: i.type for i in session.get_inputs()}
+    if list(inputs) != [input_name]:
+        raise ModelError(f"{observer} takes the inputs {list(inputs)}, not ['{input_name}']: name its only input.")
+    if inputs[input_name] not in FLOAT_TYPES:
+        raise ModelError(
+            f"Input '{input_name}' of {observer} is {inputs[input_name]}, not float: export it with a float input."
+        )
+    missing = sorted({*tensors} - {o.name for o in session.get_outputs()} - {input_name})
+    if missing:
+        raise ModelError(f"{observer} has no output '{missing[0]}' to observe: make the observer from the placement.")
+    return session, FLOAT_TYPES[inputs[input_name]]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,311 @@
+"""What leaves the place where the data may be: token statistics per class, never an image (spec/fdda.md, route 2).
+
+Per LayerNorm input: global moments, and for each class with enough images a center and the spread around it. One pass
+over the data, sums in float64, nothing kept per image.
+
+Two things would give single images away, and are refused. A center of a few images: it needs `min_images`. And the
+difference between the global sums and the centers: images of smaller classes enter the global moments only if there
+are `min_images` of them together.
+"""
+
+import json
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from calib.tokens import Moments, frozen, image_moments, observing, scale_of
+from toolchain import artifacts
+from toolchain.artifacts import Artifact
+from toolchain.errors import ArtifactError, DataError, ModelError, UsageError
+from toolchain.progress import Progress, silent
+
+KIND = "statistics"
+SEPARATION_SHARE = 0.5
+"""Centers are kept for the layers whose class separation is at least this share of the best layer's."""
+
+
+@dataclass(frozen=True)
+class Centers:
+    """One layer's class centers.
+
+    Attributes:
+        center: per class, moments over all tokens of all its images, (K, D).
+        spread: per class, standard deviation over its images of the image's mean and of the image's variance, (K, D).
+    """
+
+    center: Moments
+    spread: Moments
+
+
+@dataclass(frozen=True)
+class Population:
+    """Who was counted.
+
+    Attributes:
+        counts: images per class, length C.
+        min_images: the fewest images a center is made of.
+        classes: the K classes that have a center, ascending.
+        pooled: classes with too few images for a center, counted in the global moments only.
+        left_out: classes with too few images even together: counted nowhere.
+    """
+
+    counts: tuple[int, ...]
+    min_images: int
+    classes: tuple[int, ...]
+    pooled: tuple[int, ...]
+    left_out: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Token statistics of one model on one data set.
+
+    Attributes:
+        population: who was counted.
+        overall: layer -> global moments (D,), in the order the layers run.
+        separation: layer -> `class_separation`; empty where fewer than two classes have a center.
+        centers: layer -> centers, for the layers chosen by `well_separated`.
+    """
+
+    population: Population
+    overall: Mapping[str, Moments]
+    separation: Mapping[str, float]
+    centers: Mapping[str, Centers]
+
+
+def collect(
+    model: nn.Module,
+    layers: Sequence[str],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+    *,
+    min_images: int = 8,
+    progress: Progress = silent,
+) -> Statistics:
+    """Statistics of the patch tokens that reach `layers`.
+
+    Args:
+        model: called as `model(images)`; its result is not used.
+        layers: names of modules whose input is (B, 1+N, D), class token first.
+        batches: images (B, 3, H, W) float32, normalized, and labels (B,) integer.
+        num_classes: C.
+        min_images: the fewest images that a center, or the global moments of the smaller classes, may stand for.
+        progress: counts batches.
+
+    Raises:
+        UsageError: `min_images` below 2.
+        DataError: a label out of range, or fewer than `min_images` images in all.
+        ModelError: a layer is missing or does not run, or its input is not finite.
+    """
+    if min_images < 2:
+        raise UsageError(f"min_images is {min_images}, but a center of one image is that image: give at least 2.")
+    sums: list[_Sums] = []
+    total = operator.length_hint(batches)
+    with frozen(model), torch.inference_mode(), observing(model, layers) as observation:
+        for done, (images, labels) in enumerate(batches, 1):
+            _check_labels(labels, num_classes)
+            model(images)
+            tokens = observation.take()
+            sums = sums or [_Sums(num_classes, t.shape[-1]) for t in tokens]
+            for layer_sums, layer_tokens in zip(sums, tokens, strict=True):
+                layer_sums.add(labels.cpu(), image_moments(layer_tokens.double()))
+            progress(done, max(done, total))
+    counts = sums[0].count if sums else torch.zeros(num_classes, dtype=torch.float64)
+    for layer, layer_sums in zip(layers, sums, strict=bool(sums)):
+        if not layer_sums.finite:
+            raise ModelError(f"module '{layer}' received infinite or undefined tokens: check the model's weights.")
+    return _summarize(_population(counts, min_images), dict(zip(layers, sums, strict=bool(sums))))
+
+
+def class_separation(center: Tensor, spread: Tensor, counts: Tensor) -> float:
+    """How far classes stand apart: a silhouette, `(b - a) / max(a, b)`, averaged over classes.
+
+    a is a class's mean squared distance from its images to its own center, b to the nearest other center. With squared
+    distances both follow from centers and spreads alone (b = a + squared distance of the centers), so no image has to
+    be remembered. The distance of two centers estimated from n images is too large by a/n each, which is subtracted:
+    classes that do not differ get about 0 or less, however few their images.
+
+    Args:
+        center: per class, mean of the images' mean vectors, in units of the channel's global deviation, (K, D), K > 1.
+        spread: per class, standard deviation of the images' mean vectors, in the same units, (K, D).
+        counts: images per class, (K,), each at least 2.
+
+    Returns:
+        at most 1; near 1: images sit on their centers, far from all others.
+    """
+    # The divisor n - 1: a is estimated from the same images as the center.
+    within = spread.square().sum(1) * counts / (counts - 1)
+    error = within / counts
+    between = torch.cdist(center, center).square() - error[:, None] - error[None]
+    nearest = between.fill_diagonal_(torch.inf).amin(1)
+    tiny = torch.finfo(within.dtype).tiny
+    return float((nearest / (within + nearest.clamp_min(tiny))).mean())
+
+
+def well_separated(separation: Mapping[str, float]) -> tuple[str, ...]:
+    """The layers that centers are kept for: at least half the separation of the best layer, and above 0.
+
+    The published rule, the second half of the layers, assumes what is measured here.
+    """
+    best = max(separation.values(), default=0.0)
+    return tuple(layer for layer, value in separation.items() if best > 0 and value >= SEPARATION_SHARE * best)
+
+
+def save(
+    statistics: Statistics, path: Path, model: Path, *, parameters: Mapping[str, Any] | None = None, code: str = ""
+) -> Artifact:
+    """Write the statistics as safetensors, bound to the model file they were measured on.
+
+    Args:
+        statistics: to be written, as float32.
+        path: of the file.
+        model: the model file; its hash goes into the file and its sidecar.
+        parameters: of the command, for the sidecar.
+        code: version of the code, for the sidecar.
+
+    Raises:
+        ArtifactError: the place cannot be written to, or there is no model file.
+    """
+    summary = {
+        "population": asdict(statistics.population),
+        "layers": list(statistics.overall),
+        "separation": dict(statistics.separation),
+        "center_layers": list(statistics.centers),
+    }
+    header = {"model_sha256": artifacts.sha256_of(model), "summary": json.dumps(summary)}
+    with artifacts.writing(path) as temporary:
+        save_file(_tensors_from_statistics(statistics), temporary, metadata=header)
+    return artifacts.seal(path, KIND, parameters=parameters, inputs={"model": model}, metadata=summary, code=code)
+
+
+def load(path: Path, model: Path) -> Statistics:
+    """Read statistics that were measured on exactly this model file.
+
+    Raises:
+        ArtifactError: missing, changed, cut short, of another kind, or measured on another model.
+    """
+    artifacts.load(path, KIND)
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if header["model_sha256"] != artifacts.sha256_of(model):
+            raise ArtifactError(
+                f"{path} holds the statistics of another model than {model} (sha256 differs): "
+                "run `lctr statistics` on this model."
+            )
+        return _statistics_from_tensors(tensors, json.loads(header["summary"]))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is no statistics file of this version: run `lctr statistics` again.") from error
+
+
+class _Sums:
+    """Sums of one layer's per-image moments, per class, in float64."""
+
+    def __init__(self, classes: int, channels: int) -> None:
+        self.count = torch.zeros(classes, dtype=torch.float64)
+        self.mean, self.mean_squared, self.variance, self.variance_squared = torch.zeros(
+            4, classes, channels, dtype=torch.float64
+        )
+
+    def add(self, labels: Tensor, moments: Moments) -> None:
+        mean, variance = moments.mean.cpu(), moments.variance.cpu()
+        self.count.index_add_(0, labels, torch.ones(len(labels), dtype=torch.float64))
+        self.mean.index_add_(0, labels, mean)
+        self.mean_squared.index_add_(0, labels, mean.square())
+        self.variance.index_add_(0, labels, variance)
+        self.variance_squared.index_add_(0, labels, variance.square())
+
+    @property
+    def finite(self) -> bool:
+        return bool((self.mean_squared.isfinite() & self.variance_squared.isfinite()).all())
+
+    def overall(self, classes: Sequence[int]) -> Moments:
+        """Moments over all tokens of all images of `classes`."""
+        # The variance of a whole is the mean of its parts' variances plus the variance of its parts' means.
+        rows = list(classes)
+        n = self.count[rows].sum()
+        mean = self.mean[rows].sum(0) / n
+        between = self.mean_squared[rows].sum(0) / n - mean.square()
+        return Moments(mean, self.variance[rows].sum(0) / n + between.clamp_min(0))
+
+    def centers(self, classes: Sequence[int]) -> Centers:
+        """Centers and spreads, (K, D)."""
+        rows = list(classes)
+        n = self.count[rows, None]
+        mean, variance = self.mean[rows] / n, self.variance[rows] / n
+        # Rounding can leave a difference of equal numbers just below 0.
+        mean_spread = (self.mean_squared[rows] / n - mean.square()).clamp_min(0)
+        variance_spread = (self.variance_squared[rows] / n - variance.square()).clamp_min(0)
+        return Centers(Moments(mean, variance + mean_spread), Moments(mean_spread.sqrt(), variance_spread.sqrt()))
+
+
+def _check_labels(labels: Tensor, num_classes: int) -> None:
+    outside = sorted({int(label) for label in labels if not 0 <= label < num_classes})
+    if outside:
+        raise DataError(f"labels {outside} are not among the model's {num_classes} classes: check the data set.")
+
+
+def _population(counts: Tensor, min_images: int) -> Population:
+    images = tuple(int(n) for n in counts)
+    classes = tuple(c for c, n in enumerate(images) if n >= min_images)
+    small = tuple(c for c, n in enumerate(images) if 0 < n < min_images)
+    enough = sum(images[c] for c in small) >= min_images
+    if not classes and not enough:
+        raise DataError(
+            f"the data set has {sum(images)} images, but statistics need at least {min_images}: "
+            "add images (with fewer, the statistics would give single ones away)."
+        )
+    return Population(images, min_images, classes, small if enough else (), () if enough else small)
+
+
+def _summarize(population: Population, sums: Mapping[str, _Sums]) -> Statistics:
+    counted = population.classes + population.pooled
+    overall = {layer: s.overall(counted) for layer, s in sums.items()}
+    centers = {layer: s.centers(population.classes) for layer, s in sums.items()}
+    separation = {}
+    if len(population.classes) > 1:
+        counts = torch.tensor([population.counts[c] for c in population.classes], dtype=torch.float64)
+        for layer, found in centers.items():
+            unit = scale_of(overall[layer])
+            separation[layer] = class_separation(found.center.mean / unit, found.spread.mean / unit, counts)
+    chosen = well_separated(separation)
+    return Statistics(
+        population,
+        {layer: _single(moments) for layer, moments in overall.items()},
+        separation,
+        {layer: Centers(_single(centers[layer].center), _single(centers[layer].spread)) for layer in chosen},
+    )
+
+
+def _single(moments: Moments) -> Moments:
+    """In float32, as the model computes: the variance of an outlier channel can pass 65504, where float16 ends."""
+    return Moments(moments.mean.float(), moments.variance.float())
+
+
+def _tensors_from_statistics(statistics: Statistics) -> dict[str, Tensor]:
+    named = {f"overall.{layer}": moments for layer, moments in statistics.overall.items()}
+    for layer, centers in statistics.centers.items():
+        named |= {f"center.{layer}": centers.center, f"spread.{layer}": centers.spread}
+    return {f"{name}.{field}": value.contiguous() for name, m in named.items() for field, value in m._asdict().items()}
+
+
+def _statistics_from_tensors(tensors: Mapping[str, Tensor], summary: Mapping[str, Any]) -> Statistics:
+    def moments(name: str) -> Moments:
+        return Moments(tensors[f"{name}.mean"], tensors[f"{name}.variance"])
+
+    # JSON has lists where the data classes have tuples.
+    population: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in summary["population"].items()}
+    return Statistics(
+        Population(**population),
+        {layer: moments(f"overall.{layer}") for layer in summary["layers"]},
+        summary["separation"],
+        {layer: Centers(moments(f"center.{layer}"), moments(f"spread.{layer}")) for layer in summary["center_layers"]},
+    )

@@ -1,0 +1,127 @@
+"""Every expected number here is worked out by hand in the comment beside it."""
+
+import pytest
+import torch
+from torch import tensor
+
+from calib.losses import (
+    Targets,
+    bns_loss,
+    centralized_loss,
+    distorted,
+    distorted_loss,
+    total_variation,
+)
+from calib.statistics import Centers, Population, Statistics
+from calib.tokens import Moments, relative_to
+
+
+def test_relative_to_is_in_units_of_the_reference_deviation():
+    reference = Moments(tensor([1.0, 0.0]), tensor([4.0, 1.0]))
+    relative = relative_to(reference, Moments(tensor([5.0, -2.0]), tensor([8.0, 0.5])))
+    # Means: (5 - 1) / 2 and (-2 - 0) / 1. Variances: 8 / 4 and 0.5 / 1.
+    assert relative.mean.tolist() == [2.0, -2.0]
+    assert relative.variance.tolist() == [2.0, 0.5]
+
+
+def test_relative_to_does_not_blow_up_a_dead_channel():
+    reference = Moments(torch.zeros(2), tensor([0.0, 2.0]))
+    relative = relative_to(reference, Moments(tensor([0.001, 0.0]), torch.zeros(2)))
+    # floor of the variance: 1e-3 * mean(0, 2) = 1e-3
+    assert relative.mean[0] == pytest.approx(0.001 / 0.001**0.5)
+
+
+def test_relative_to_survives_a_layer_that_is_constant():
+    zeros = Moments(torch.zeros(2), torch.zeros(2))
+    assert relative_to(zeros, zeros).mean.tolist() == [0.0, 0.0]
+
+
+def test_bns_loss_is_a_mean_over_layers_of_two_mean_squares():
+    observed = [
+        Moments(tensor([1.0, 3.0]), tensor([2.0, 2.0])),
+        Moments(tensor([0.0]), tensor([5.0])),
+    ]
+    targets = [
+        Moments(tensor([0.0, 1.0]), tensor([2.0, 0.0])),
+        Moments(tensor([1.0]), tensor([2.0])),
+    ]
+    # layer 1: (1 + 4)/2 + (0 + 4)/2 = 4.5; layer 2: 1 + 9 = 10; mean 7.25
+    assert bns_loss(observed, targets).item() == 7.25
+    assert centralized_loss(observed, targets).item() == 7.25
+
+
+def test_layers_of_different_width_weigh_the_same():
+    wide = [Moments(torch.ones(10), torch.ones(10)), Moments(torch.ones(1), torch.ones(1))]
+    zero = [Moments(torch.zeros(10), torch.ones(10)), Moments(torch.ones(1), torch.ones(1))]
+    assert bns_loss(wide, zero).item() == 0.5
+
+
+def test_no_layer_is_an_error_not_a_zero():
+    with pytest.raises(ValueError, match="no layer"):
+        bns_loss([], [])
+
+
+def test_layers_without_a_target_are_an_error():
+    one = Moments(torch.ones(1), torch.ones(1))
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        bns_loss([one, one], [one])
+
+
+def test_distortion_has_the_measured_spread():
+    center = Moments(torch.full((20_000,), 3.0), torch.full((20_000,), 100.0))
+    spread = Moments(torch.full((20_000,), 0.5), torch.full((20_000,), 2.0))
+    drawn = distorted(center, spread, torch.Generator().manual_seed(0))
+    assert drawn.mean.mean().item() == pytest.approx(3, abs=0.02)
+    assert drawn.mean.std().item() == pytest.approx(0.5, rel=0.03)
+    assert drawn.variance.std().item() == pytest.approx(2, rel=0.03)
+
+
+def test_distorted_variance_is_never_negative():
+    center = Moments(torch.zeros(1000), torch.full((1000,), 0.1))
+    drawn = distorted(center, Moments(torch.ones(1000), torch.ones(1000)), torch.Generator().manual_seed(0))
+    assert drawn.variance.min().item() == 0
+    assert drawn.variance.max().item() > 0.1
+
+
+def test_distorted_targets_are_redrawn_at_every_call_and_repeat_with_the_seed():
+    center, spread = Moments(torch.zeros(4), torch.ones(4)), Moments(torch.ones(4), torch.ones(4))
+    first, second = (torch.Generator().manual_seed(7) for _ in range(2))
+    losses = [distorted_loss([center], [center], [spread], first).item() for _ in range(2)]
+    assert losses[0] != losses[1]
+    assert losses == [distorted_loss([center], [center], [spread], second).item() for _ in range(2)]
+
+
+def test_distorted_loss_without_spread_is_the_centralized_loss():
+    observed = [Moments(tensor([1.0]), tensor([3.0]))]
+    center = [Moments(tensor([2.0]), tensor([1.0]))]
+    still = [Moments(torch.zeros(1), torch.zeros(1))]
+    # 1 + 4
+    assert distorted_loss(observed, center, still, torch.Generator()).item() == 5
+    assert centralized_loss(observed, center).item() == 5
+
+
+def test_total_variation():
+    image = tensor([[0.0, 1.0], [4.0, 2.0]]).expand(1, 3, 2, 2)
+    # Vertical is the mean of 4 and 1, 2.5. Horizontal is the mean of 1 and 2, 1.5.
+    assert total_variation(image).item() == 4
+    assert total_variation(torch.ones(2, 3, 5, 5)).item() == 0
+
+
+def test_targets_by_hand():
+    overall = {
+        "early": Moments(tensor([0.0]), tensor([1.0])),
+        "late": Moments(tensor([1.0]), tensor([4.0])),
+    }
+    centers = Centers(Moments(tensor([[3.0]]), tensor([[2.0]])), Moments(tensor([[0.0]]), tensor([[0.0]])))
+    population = Population((9, 9), min_images=8, classes=(1,), pooled=(), left_out=())
+    targets = Targets(Statistics(population, overall, {}, {"late": centers}), torch.device("cpu"))
+    # Two tokens 0 and 2: mean 1, variance 1.
+    tokens = [tensor([[[0.0], [2.0]]])] * 2
+    losses = targets.losses(tokens, tokens, 1, torch.Generator())
+    # early: (1 - 0)^2 + (1 - 1)^2 = 1. late: 0 + (1/4 - 1)^2 = 0.5625. Their mean.
+    assert losses["bns"].item() == 0.78125
+    # Only late has a center: mean ((1 - 1)/2 - (3 - 1)/2)^2 = 1, variance (1/4 - 2/4)^2 = 0.0625.
+    assert losses["centralized"].item() == losses["distorted"].item() == 1.0625
+    assert set(targets.losses(tokens, tokens, 0, torch.Generator())) == {"bns"}
+    ratio = targets.deviation_ratio([Moments(tensor([5.0]), tensor([9.0])), Moments(tensor([5.0]), tensor([1.0]))])
+    assert ratio == {"early": 3, "late": 0.5}
