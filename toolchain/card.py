@@ -1,0 +1,76 @@
+"""What must travel with a localizer from checkpoint to engine, so that an engine can be used without the checkpoint."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from toolchain.boxes import PROTOCOL
+from toolchain.errors import ModelError
+from toolchain.preprocessing import Preprocessing
+
+KEYS = ("preset", "class_names", "preprocessing", "tau", "protocol")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Attributes that every form of a localizer carries in its metadata.
+
+    Attributes:
+        preset: name of the architecture.
+        class_names: by class index.
+        preprocessing: from an image file to the network's input.
+        tau: box threshold, chosen on validation images.
+        protocol: the evaluation protocol tau was chosen for.
+    """
+
+    preset: str
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    tau: float
+    protocol: str = PROTOCOL
+
+    def to_metadata(self) -> dict[str, str]:
+        """As strings, which is all that safetensors and ONNX metadata hold."""
+        window = self.preprocessing
+        preprocessing = {
+            "image_size": window.image_size,
+            "resize": window.resize,
+            "mean": list(window.mean),
+            "std": list(window.std),
+        }
+        return {
+            "preset": self.preset,
+            "class_names": json.dumps(list(self.class_names)),
+            "preprocessing": json.dumps(preprocessing),
+            "tau": repr(self.tau),
+            "protocol": self.protocol,
+        }
+
+
+def card_from_metadata(metadata: Mapping[str, str], source: str) -> ModelCard:
+    """The card in a file's metadata.
+
+    Args:
+        metadata: what the file carries; other keys are ignored.
+        source: file name, for the message.
+
+    Raises:
+        ModelError: a key is missing or unreadable.
+    """
+    try:
+        window = json.loads(metadata["preprocessing"])
+        return ModelCard(
+            preset=metadata["preset"],
+            class_names=tuple(json.loads(metadata["class_names"])),
+            preprocessing=Preprocessing(
+                window["image_size"], window["resize"], tuple(window["mean"]), tuple(window["std"])
+            ),
+            tau=float(metadata["tau"]),
+            protocol=metadata["protocol"],
+        )
+    except KeyError as error:
+        raise ModelError(
+            f"{source} does not say its {error.args[0]}: it was not made by lctr; use a model of `lctr train`."
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"the metadata of {source} is unreadable ({error}): make the file again.") from error

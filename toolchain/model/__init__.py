@@ -1,0 +1,1 @@
+"""LCTR: the localizer as torch modules."""

@@ -1,0 +1,83 @@
+"""Localizers on disk: safetensors weights with the card in the metadata. No pickle is read or written."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from toolchain.artifacts import writing
+from toolchain.card import ModelCard, card_from_metadata
+from toolchain.errors import ArtifactError, ModelError
+from toolchain.model.lctr import Lctr
+from toolchain.model.presets import preset_named
+
+KIND = "model"
+HEAD = ("conv3x3.", "CDM.")
+"""Parameters that a bare backbone does not have."""
+
+
+def save(model: Lctr, card: ModelCard, path: Path) -> None:
+    """Write weights and card, whole or not at all. The sidecar is the caller's: it knows where the weights are from."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with writing(path) as temporary:
+        save_file(weights, temporary, metadata=card.to_metadata())
+
+
+def load(path: Path) -> tuple[Lctr, ModelCard]:
+    """A localizer in eval mode, and its card.
+
+    Raises:
+        ArtifactError: no such file, or no whole safetensors file.
+        ModelError: not a localizer of ours, or weights that do not fit its preset.
+    """
+    weights, metadata = _read(path)
+    card = card_from_metadata(metadata, str(path))
+    model = Lctr(preset_named(card.preset), len(card.class_names))
+    problem = _difference(model.state_dict(), weights)
+    if problem:
+        raise ModelError(f"{path} is not a whole {card.preset} of {len(card.class_names)} classes: {problem}.")
+    model.load_state_dict(weights)
+    return model.eval(), card
+
+
+def load_backbone(model: Lctr, path: Path) -> None:
+    """Fill the backbone of `model` from a file that has one; a head in the file is left out.
+
+    Raises:
+        ArtifactError: no such file, or no whole safetensors file.
+        ModelError: a backbone of another shape.
+    """
+    weights = {name: value for name, value in _read(path)[0].items() if not name.startswith(HEAD)}
+    backbone = {name: value for name, value in model.state_dict().items() if not name.startswith(HEAD)}
+    problem = _difference(backbone, weights)
+    if problem:
+        raise ModelError(
+            f"{path} does not hold the backbone of {model.preset.name}: {problem}; choose the preset it was made for."
+        )
+    model.load_state_dict(weights, strict=False)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist: check the path.")
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} is no whole safetensors file ({error}): copy or make it again.") from error
+
+
+def _difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    """The first difference in names, shapes or values that no weight can have; empty if there is none."""
+    for name in sorted(expected.keys() - found.keys()):
+        return f"'{name}' is missing"
+    for name in sorted(found.keys() - expected.keys()):
+        return f"'{name}' has no place in it"
+    for name, value in sorted(found.items()):
+        if value.shape != expected[name].shape:
+            return f"'{name}' has shape {tuple(value.shape)}, not {tuple(expected[name].shape)}"
+        if not torch.isfinite(value).all():
+            return f"'{name}' holds NaN or infinity"
+    return ""

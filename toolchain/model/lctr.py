@@ -1,0 +1,98 @@
+"""LCTR, the Local Continuity TRansformer: backbone, RPAM and CDM put together (arXiv:2112.05291; spec/lctr.md)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from toolchain.model.backbone import VisionTransformer
+from toolchain.model.cdm import CueDiggingModule, pooled_logits
+from toolchain.model.presets import Preset
+from toolchain.model.rpam import class_token_map, relational_map
+
+
+class Cues(NamedTuple):
+    """What the classifier sees of the backbone.
+
+    Attributes:
+        features: `X_L` (B, D, h, w), final-normed patch tokens.
+        class_attention: `M^c_*` (B, h, w).
+    """
+
+    features: Tensor
+    class_attention: Tensor
+
+
+class Classified(NamedTuple):
+    """What the classifier makes of the cues.
+
+    Attributes:
+        logits: (B, C).
+        class_maps: `X_CDM` (B, C, h, w).
+        routing: (B, G), each in (0, 1).
+    """
+
+    logits: Tensor
+    class_maps: Tensor
+    routing: Tensor
+
+
+class Localized(NamedTuple):
+    """What the localizer returns, and the contract of the exported graph.
+
+    Attributes:
+        logits: (B, C).
+        map: `M_fuse` (B, h, w) of the predicted class, >= 0.
+    """
+
+    logits: Tensor
+    map: Tensor
+
+
+class Lctr(VisionTransformer):
+    """The localizer: images (B, 3, S, S), normalized -> `Localized`.
+
+    Parameter names are those of the authors' release, so that its checkpoints load unchanged.
+
+    Args:
+        preset: sizes.
+        num_classes: C.
+        drop_path: stochastic depth rate of the last block.
+    """
+
+    def __init__(self, preset: Preset, num_classes: int, drop_path: float = 0.0) -> None:
+        super().__init__(preset, drop_path)
+        self.num_classes = num_classes
+        self.conv3x3 = nn.Conv2d(preset.dim, preset.dim, 3, padding=1)
+        self.CDM = CueDiggingModule(preset.dim, num_classes, preset.experts)
+
+    def forward(self, images: Tensor) -> Localized:
+        """Classify and localize."""
+        tokens, attentions = self.tokens(images)
+        grid = self.preset.grid
+        classified = self.classify(self._cues(tokens, attentions))
+        return Localized(
+            classified.logits, fused_map(relational_map(attentions, grid), classified.logits, classified.class_maps)
+        )
+
+    def cues(self, images: Tensor) -> Cues:
+        """Backbone only: what `classify` needs. RPAM is left out: it has no part in the loss."""
+        return self._cues(*self.tokens(images, class_row_only=True))
+
+    def classify(self, cues: Cues) -> Classified:
+        """CDM: reverse attention, routing, class maps, logits."""
+        reverse = 1 - cues.class_attention
+        dug = self.conv3x3(cues.features * reverse[:, None])
+        class_maps, routing = self.CDM(cues.features, dug)
+        return Classified(pooled_logits(class_maps), class_maps, routing)
+
+    def _cues(self, tokens: Tensor, attentions: list[Tensor]) -> Cues:
+        grid = self.preset.grid
+        features = tokens[:, 1:].transpose(1, 2).reshape(-1, self.preset.dim, grid, grid)
+        return Cues(features, class_token_map(attentions, grid))
+
+
+def fused_map(relation: Tensor, logits: Tensor, class_maps: Tensor) -> Tensor:
+    """`M_fuse = M^r_* x ReLU(X_CDM)` of each image's predicted class: (B, h, w)."""
+    predicted = logits.argmax(1)[:, None, None, None].expand(-1, 1, *class_maps.shape[2:])
+    return relation * torch.relu(class_maps.gather(1, predicted)[:, 0])

@@ -1,0 +1,82 @@
+"""From an image file to the network's input, and boxes along with it. The same code for training and deployment."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from toolchain.errors import DataError
+
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in pixels, end exclusive."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, centre crop and normalization.
+
+    Attributes:
+        image_size: side S of the square network input, pixels.
+        resize: length of the short side before the centre crop, pixels.
+        mean: per RGB channel, of pixels in [0, 1].
+        std: likewise.
+    """
+
+    image_size: int
+    resize: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def crop(self, image: Image.Image) -> NDArray[np.uint8]:
+        """An image of any size as (S, S, 3) uint8 RGB: bilinear resize of the short side, centre crop."""
+        scale, left, top = self._window(image.size)
+        size = (round(image.width * scale), round(image.height * scale))
+        image = image.convert("RGB")
+        if size != image.size:
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        return np.asarray(image.crop((left, top, left + self.image_size, top + self.image_size)))
+
+    def crop_box(self, box: Box, size: tuple[int, int]) -> Box:
+        """A box of an image of `size` (width, height) in the coordinates of `crop`'s result, clipped to it."""
+        scale, left, top = self._window(size)
+        x0, y0, x1, y1 = (
+            float(np.clip(v * scale - o, 0, self.image_size)) for v, o in zip(box, (left, top) * 2, strict=True)
+        )
+        return x0, y0, x1, y1
+
+    def uncrop_box(self, box: Box, size: tuple[int, int]) -> Box:
+        """The inverse of `crop_box`, clipped to the image."""
+        scale, left, top = self._window(size)
+        limits = size * 2
+        x0, y0, x1, y1 = (
+            float(np.clip((v + o) / scale, 0, limit)) for v, o, limit in zip(box, (left, top) * 2, limits, strict=True)
+        )
+        return x0, y0, x1, y1
+
+    def normalize(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(B, S, S, 3) uint8 -> (B, 3, S, S) float32, `(x / 255 - mean) / std`."""
+        mean = np.asarray(self.mean, np.float32) * 255
+        std = np.asarray(self.std, np.float32) * 255
+        return np.ascontiguousarray(((images.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2))
+
+    def _window(self, size: tuple[int, int]) -> tuple[float, int, int]:
+        scale = self.resize / min(size)
+        left, top = ((round(side * scale) - self.image_size) // 2 for side in size)
+        return scale, left, top
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image file, decoded.
+
+    Raises:
+        DataError: missing, or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist: check the path.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is no readable image ({error}): replace or remove it.") from error
