@@ -1,1 +1,679 @@
 """The `lctr` command line: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolchain import __version__
+from toolchain.errors import ArtifactError, LctrError, UsageError
+
+if TYPE_CHECKING:
+    from toolchain.evaluation import Evaluation, OutputError
+    from toolchain.findings import Stage
+    from toolchain.progress import Progress, Step
+    from toolchain.stages import Made
+
+PATH = click.Path(path_type=Path)
+_Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+class _Commands(click.Group):
+    """Commands in the order of a deployment, and errors as one sentence with the exit code of their kind."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LctrError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except BrokenPipeError:
+            # The reader (`| head`) has seen enough; what is left in the buffer has nowhere to go.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
+        except OSError as error:
+            reason = f"{error.filename or 'a file'} cannot be used ({error.strerror or error})"
+            click.echo(f"Error: {reason}: check path, rights and space.", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="lctr")
+def main() -> None:
+    r"""From a vision transformer in PyTorch to an INT8 TensorRT engine, calibrated without real images.
+
+    `lctr deploy` does everything, step by step and resumable; each step is a command of its own:
+
+    \b
+      train -> statistics -> synthesize -> export -> quantize -> build -> inspect, benchmark, evaluate
+
+    Every result stands beside a sidecar NAME.json that says what it was made from. Exit codes: 0 done; 1 failed, with
+    the reason; 2 wrong usage; 3 a bound (--max-drop, --max-p99) did not hold.
+    """
+
+
+def _data_option(default: str | None = "shapes") -> _Decorator:
+    return click.option(
+        "--data",
+        default=default,
+        required=default is None,
+        show_default=default is not None,
+        metavar="SPEC",
+        help="Data set: `shapes` (procedural, built in) or `cub:DIR` (a folder in CUB-200-2011's layout).",
+    )
+
+
+def _output_option(what: str, default: str | None = None) -> _Decorator:
+    return click.option(
+        "-o", "--output", type=PATH, required=default is None, default=default, show_default=bool(default), help=what
+    )
+
+
+_seed_option = click.option("--seed", default=0, show_default=True, help="The same seed gives the same result.")
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+_target_option = click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="smXX",
+    help="GPU architecture such as sm89; may be repeated. Default: what the builder calls portable.",
+)
+_method_option = click.option(
+    "--method",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="How a tensor's range is chosen: auto, entropy, percentile, mse or max.",
+)
+
+
+@main.command()
+@click.argument("checkpoint", type=PATH, required=False)
+@_data_option()
+@_output_option("Folder of all results.", "lctr-deploy")
+@click.option("--count", default=128, show_default=True, help="Synthetic calibration images.")
+@click.option("--steps", default=150, show_default=True, help="Training steps of the generator.")
+@click.option("--test-images", type=int, help="Held-out images to evaluate on. Default: all.")
+@_method_option
+@_target_option
+@_seed_option
+@_json_option
+def deploy(
+    checkpoint: Path | None,
+    data: str,
+    output: Path,
+    count: int,
+    steps: int,
+    test_images: int | None,
+    method: str,
+    targets: tuple[str, ...],
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Take CHECKPOINT to an INT8 engine and a report; without one, the localizer that ships with lctr.
+
+    Needs the checkpoint's statistics beside it (`lctr train` writes them). Real images are read after the engine is
+    finished, to evaluate it and to compare. A second run reuses everything that did not change.
+    """
+    from toolchain.pipeline import BUNDLED, Plan, deploy
+
+    plan = Plan(
+        data=data,
+        calibration_images=count,
+        steps=steps,
+        seed=seed,
+        method=method,
+        targets=targets,
+        test_images=test_images,
+    )
+    with _steps() as step:
+        done = deploy(checkpoint or BUNDLED, output, plan, step=step, ended=_say_stage)
+    from toolchain.report import verdict
+
+    judged = verdict(done.findings)
+    if as_json:
+        _print_json(
+            {
+                "report": str(done.report),
+                "holds": judged.holds,
+                "headline": judged.headline,
+                "arms": [
+                    {"name": a.name, "evaluation": _fields(a.evaluation), "error": _fields(a.error)}
+                    for a in done.findings.arms
+                ],
+                "latency": done.findings.latency,
+                "counts": {name: found["counts"] for name, found in done.findings.inspections.items()},
+                "stages": [_fields(stage) for stage in done.findings.stages],
+            }
+        )
+        return
+    _accuracy_table([(a.name, a.evaluation, a.error) for a in done.findings.arms])
+    for claim in (judged.accuracy, judged.speed, *judged.compiled):
+        click.echo(claim.text)
+    click.echo(f"\n{done.report}")
+
+
+@main.command()
+@click.option("--preset", required=True, metavar="NAME", help="lctr-small (the paper's), lctr-tiny or lctr-nano.")
+@_data_option(None)
+@_output_option("Checkpoint to write, .safetensors.")
+@click.option("--init", type=PATH, help="Checkpoint to take the backbone from.")
+@click.option("--freeze-backbone", is_flag=True, help="Train the head alone, on cached features; needs --init.")
+@click.option("--images", type=int, help="Training images. Default: all.")
+@click.option("--epochs", type=int, help="Default: the recipe's, as for all options below.")
+@click.option("--batch-size", type=int)
+@click.option("--learning-rate", type=float)
+@click.option("--routing-rate", type=float, help="Factor on the learning rate of CDM's routing.")
+@click.option("--weight-decay", type=float)
+@click.option("--cutmix", type=float, help="Share of the batches that are mixed.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@_seed_option
+def train(
+    preset: str,
+    data: str,
+    output: Path,
+    init: Path | None,
+    freeze_backbone: bool,
+    images: int | None,
+    epochs: int | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+    routing_rate: float | None,
+    weight_decay: float | None,
+    cutmix: float | None,
+    device: str,
+    seed: int,
+) -> None:
+    """Train a localizer from image-level labels, and take its statistics.
+
+    Resumable: killed at any moment, the same command goes on after the last finished epoch (OUTPUT.state). Boxes are
+    read once, after training: those of the validation images, to choose the box threshold.
+    """
+    _require_suffix(output, ".safetensors")
+    from toolchain.stages import train
+    from toolchain.training.run import FROM_SCRATCH, FROZEN_BACKBONE, Run, adjusted
+
+    recipe = adjusted(
+        FROZEN_BACKBONE if freeze_backbone else FROM_SCRATCH,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        routing_rate=routing_rate,
+        weight_decay=weight_decay,
+        cutmix=cutmix,
+        seed=seed,
+    )
+    with _steps() as step:
+        trained, made = train(Run(preset, data, recipe, init, freeze_backbone, images, device), output, step=step)
+    _accuracy_table([("validation images", trained.validation, None)])
+    click.echo(f"{output}\n{made.artifact.path}")
+
+
+@main.command()
+@click.argument("model", type=PATH)
+@_data_option(None)
+@_output_option("Default: beside the model, NAME.statistics.safetensors.", "")
+@click.option("--images", type=int, help="Training images. Default: all.")
+@click.option("--min-images", default=8, show_default=True, help="Fewest images that a class center is made of.")
+def statistics(model: Path, data: str, output: Path, images: int | None, min_images: int) -> None:
+    """Take the token statistics of MODEL: class centers and global moments, never an image.
+
+    Run it where the training images are; its result is all that has to leave that place.
+    """
+    from toolchain.stages import statistics, statistics_of
+
+    target = statistics_of(model) if output == Path() else output
+    _require_suffix(target, ".safetensors")
+    with _steps() as step:
+        made = statistics(model, data, target, images=images, min_images=min_images, progress=step("statistics"))
+    facts = made.artifact.metadata
+    classes, layers = len(facts["population"]["classes"]), len(facts["center_layers"])
+    click.echo(f"{classes} class centers in {layers} layers.")
+    _say_made(made)
+
+
+@main.command()
+@click.argument("model", type=PATH)
+@click.option("--statistics", "bundle", type=PATH, help="Default: those beside the model.")
+@click.option("--no-statistics", is_flag=True, help="Do without, where nobody has them; the images are worse.")
+@click.option("--count", default=256, show_default=True, help="Images.")
+@click.option("--steps", default=150, show_default=True, help="Training steps of the generator.")
+@_seed_option
+@_output_option("Folder of PNG files; preview and loss curves stand beside it.", "synthetic")
+def synthesize(
+    model: Path, bundle: Path | None, no_statistics: bool, count: int, steps: int, seed: int, output: Path
+) -> None:
+    """Synthesize calibration images by FDDA, from MODEL and its statistics alone."""
+    from calib.image_set import losses_plot_of, preview_of
+    from toolchain.stages import statistics_of, synthetic
+
+    if no_statistics and bundle:
+        raise UsageError("--statistics and --no-statistics contradict each other: leave one out.")
+    used = None if no_statistics else bundle or statistics_of(model)
+    with _steps() as step:
+        made = synthetic(model, used, output, count=count, steps=steps, seed=seed, progress=step("generator"))
+    facts = made.artifact.metadata
+    for sentence in facts["missing"]:
+        click.echo(f"Warning: {sentence}", err=True)
+    click.echo(f"The model agrees with {facts['agreement']:.0%} of the labels.")
+    _say_made(made)
+    click.echo(f"{preview_of(output)}\n{losses_plot_of(output)}")
+
+
+@main.command()
+@click.argument("model", type=PATH)
+@_output_option("ONNX file to write.", "model.onnx")
+@_json_option
+def export(model: Path, output: Path, as_json: bool) -> None:
+    """Export MODEL to ONNX in float32 with a dynamic batch, and compare every output with torch."""
+    _require_suffix(output, ".onnx")
+    from toolchain.stages import float_onnx
+
+    made = float_onnx(model, output)
+    parity = made.artifact.metadata["parity"]
+    if as_json:
+        _print_json({"path": str(output), "reused": made.reused, "parity": parity})
+        return
+    worst = max(parity["deviations"], key=lambda d: float(d["error"]))
+    click.echo(
+        f"Worst output '{worst['output']}' at batch {worst['batch']}: {worst['error']:.1e} of its largest value "
+        f"(tolerance {parity['tolerance']:.0e})."
+    )
+    _say_made(made)
+
+
+@main.command()
+@click.argument("model", type=PATH)
+@click.option("--images", required=True, metavar="DIR|noise", help="Calibration images: a folder, or `noise`.")
+@click.option("--count", type=int, help="Take so many images. Default: all of a folder, 128 of noise.")
+@_method_option
+@click.option("--keep-float", multiple=True, metavar="PATTERN", help="Node names to leave float; may be repeated.")
+@_seed_option
+@_output_option("ONNX file to write. Default: MODEL.int8.onnx beside the model.", "")
+@_json_option
+def quantize(
+    model: Path,
+    images: str,
+    count: int | None,
+    method: str,
+    keep_float: tuple[str, ...],
+    seed: int,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Insert explicit INT8 Q/DQ into the ONNX file MODEL, with ranges observed on calibration images.
+
+    Quantized: every linear layer and convolution. Left float, and why, is listed; attention products and CDM's routing
+    always are. The ranges stand beside the result in NAME.ranges.json.
+    """
+    target = model.with_suffix(".int8.onnx") if output == Path() else output
+    _require_suffix(model, ".onnx")
+    _require_suffix(target, ".onnx")
+    from toolchain import calibration
+    from toolchain.stages import KEPT_FLOAT, int8_onnx
+
+    source = calibration.noise(count or 128, seed) if images == "noise" else calibration.folder(Path(images), count)
+    with _steps() as step:
+        made = int8_onnx(
+            model,
+            source,
+            target,
+            method=method,
+            keep_float=(*KEPT_FLOAT, *keep_float),
+            progress=step("observe ranges"),
+        )
+    facts = made.artifact.metadata
+    if as_json:
+        _print_json({"path": str(target), "reused": made.reused, **_kept(facts, "quantized", "left_float", "images")})
+        return
+    _table("left float", ["node", "why"], [[name, reason] for name, reason in facts["left_float"].items()])
+    click.echo(f"{len(facts['quantized'])} products quantized on {facts['images']} images.")
+    _say_made(made)
+
+
+@main.command()
+@click.argument("model", type=PATH)
+@click.option("--backend", required=True, metavar="NAME", help="tensorrt-rtx or onnxruntime.")
+@_target_option
+@click.option("--workspace", type=int, metavar="MIB", help="Scratch memory limit. Default: the builder's own.")
+@click.option("--batch", nargs=3, type=int, default=(1, 8, 32), show_default=True, help="Least, tuned, largest.")
+@_output_option("Engine to write. Default: MODEL.engine beside the model.", "")
+def build(
+    model: Path,
+    backend: str,
+    targets: tuple[str, ...],
+    workspace: int | None,
+    batch: tuple[int, int, int],
+    output: Path,
+) -> None:
+    """Build an engine of the ONNX file MODEL; needs no GPU."""
+    _require_suffix(model, ".onnx")
+    from engines.backend import BatchProfile, BuildOptions
+    from engines.onnx_graph import graph_from_onnx
+    from engines.registry import backend as backend_named
+    from engines.sealing import built
+
+    target = model.with_suffix(".engine") if output == Path() else output
+    builder = backend_named(backend)
+    options = BuildOptions(
+        targets=targets,
+        workspace=workspace * 2**20 if workspace is not None else None,
+        batch=BatchProfile(*batch),
+        metadata=graph_from_onnx(model).metadata,
+    )
+    found = built(model, target, backend, options)
+    start = time.monotonic()
+    if not found:
+        with _steps() as step:
+            found = builder.build(model, target, options, step("build"))
+        click.echo(f"Built in {time.monotonic() - start:.1f} s.")
+    else:
+        click.echo("Unchanged: reused.")
+    click.echo(target)
+
+
+@main.command()
+@click.argument("file", type=PATH)
+@click.option("--losses", is_flag=True, help="List only what has something to gain.")
+@_json_option
+def inspect(file: Path, losses: bool, as_json: bool) -> None:
+    """Show how every linear layer, convolution and attention product of FILE is computed, by ONNX node.
+
+    FILE is an engine, or an ONNX file as ONNX Runtime runs it here.
+    """
+    from engines.inspect import inspect
+
+    found = inspect(file)
+    if as_json:
+        _print_json(found.as_dict())
+        return
+    shown = found.losses if losses else found.products
+    rows = [[p.name, p.kind, p.type, f"{p.loss.reason}: {p.loss.fix}" if p.loss else ""] for p in shown]
+    _table(f"{file} ({found.backend}; {found.evidence})", ["ONNX node", "kind", "type", "what is lost"], rows)
+    for kind, types in found.counts.items():
+        total = sum(types.values())
+        click.echo(f"{kind}: {', '.join(f'{n} of {total} {type_}' for type_, n in types.items())}")
+    click.echo(f"fused attention kernels: {found.fused_attention}")
+
+
+@main.command()
+@click.argument("file", type=PATH)
+@_data_option()
+@click.option("--split", default="test", show_default=True, help="train, val or test.")
+@click.option("--images", type=int, help="Default: all of the split.")
+@_json_option
+def evaluate(file: Path, data: str, split: str, images: int | None, as_json: bool) -> None:
+    """Measure how well FILE (.safetensors, .onnx or an engine) classifies and localizes, by protocol `lctr`."""
+    from toolchain.comparison import accuracies
+    from toolchain.data.sources import open_data
+    from toolchain.localizer import open_localizer
+
+    with open_localizer(file) as localizer, _steps() as step:
+        held_out = open_data(data, split, localizer.card.preprocessing, images)
+        (found,) = accuracies({file.name: localizer}, held_out, step("evaluate")).values()
+    if as_json:
+        _print_json({"file": str(file), "data": data, "split": split, **_fields(found.evaluation)})
+        return
+    _accuracy_table([(file.name, found.evaluation, None)])
+    click.echo(f"tau {found.evaluation.tau:g}, from the model's metadata; protocol {found.evaluation.protocol}.")
+
+
+@main.command()
+@click.argument("files", type=PATH, nargs=-1, required=True)
+@click.option("--batch", "sizes", type=int, multiple=True, default=(1, 8), show_default=True, help="May be repeated.")
+@click.option("--warmup", default=10, show_default=True, help="Untimed calls.")
+@click.option("--rounds", default=10, show_default=True, help="Interleaved rounds.")
+@click.option("--iterations", default=20, show_default=True, help="Timed calls per round.")
+@click.option("--data", metavar="SPEC", help="Measure accuracy too, on the test images of this data set.")
+@click.option("--images", type=int, help="Test images. Default: all.")
+@click.option("--max-drop", type=float, help="Exit 3 where a file loses more points of either metric than this.")
+@click.option("--max-p99", metavar="MS", help="Exit 3 where a file's p99 latency is over this, such as 5ms.")
+@_seed_option
+@_json_option
+def benchmark(
+    files: tuple[Path, ...],
+    sizes: tuple[int, ...],
+    warmup: int,
+    rounds: int,
+    iterations: int,
+    data: str | None,
+    images: int | None,
+    max_drop: float | None,
+    max_p99: str | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Compare FILES (ONNX files or engines) with the first: interleaved latency, and accuracy with --data."""
+    limit = _milliseconds(max_p99) if max_p99 else None
+    if max_drop is not None and not data:
+        raise UsageError("--max-drop needs images to measure a drop on: name a data set with --data.")
+    from contextlib import ExitStack
+
+    from calib.image_set import noise
+    from engines.benchmark import Settings, benchmark
+    from engines.registry import open_engine
+    from toolchain.comparison import accuracies, check_drop, check_p99, feeds_from_images
+    from toolchain.data.sources import open_data
+    from toolchain.localizer import localizer_from_session
+
+    settings = Settings(warmup, rounds, iterations)
+    with ExitStack() as stack, _steps() as step:
+        sessions = {_label(path, files): stack.enter_context(open_engine(path)) for path in files}
+        localizers = {name: localizer_from_session(session, name) for name, session in sessions.items()}
+        window = next(iter(localizers.values())).card.preprocessing
+        held_out = open_data(data, "test", window, images) if data else None
+        feeds = feeds_from_images(noise(4 * max(sizes), window.image_size, seed), sizes)
+        latency = benchmark(sessions, feeds, settings, step("latency")).as_dict()
+        accuracy = accuracies(localizers, held_out, step("accuracy")) if held_out else {}
+    if as_json:
+        _print_json({"latency": latency, "accuracy": {name: found.as_dict() for name, found in accuracy.items()}})
+    else:
+        _latency_table(latency)
+        if accuracy:
+            _accuracy_table([(name, found.evaluation, found.error) for name, found in accuracy.items()])
+    if max_drop is not None:
+        check_drop(accuracy, max_drop)
+    if limit is not None:
+        check_p99(latency, limit)
+
+
+@main.command()
+@click.argument("file", type=PATH)
+@click.argument("images", type=PATH, nargs=-1, required=True)
+@click.option("-o", "--output", type=PATH, help="Folder to write overlays to, one PNG per image.")
+def localize(file: Path, images: tuple[Path, ...], output: Path | None) -> None:
+    """Find the object in each of IMAGES with FILE (.safetensors, .onnx or an engine); prints JSON.
+
+    Boxes are x0, y0, x1, y1 in pixels of the image.
+    """
+    import numpy as np
+
+    from toolchain.localizer import localize, open_localizer
+    from toolchain.overlay import localized, png_bytes
+    from toolchain.preprocessing import read_image
+
+    pictures = [(path, read_image(path)) for path in images]
+    found = []
+    with open_localizer(file) as localizer:
+        for path, picture in pictures:
+            result = localize(localizer, picture)
+            record = {"image": str(path), **result.as_dict()}
+            if output:
+                drawn = localized(np.asarray(picture), result.window, result.map, result.box)
+                record["overlay"] = str(_write_overlay(png_bytes(drawn), output, path))
+            found.append(record)
+    _print_json(found)
+
+
+@main.command()
+@click.argument("path", type=PATH)
+@_json_option
+def verify(path: Path, as_json: bool) -> None:
+    """Check PATH, an artifact or a folder of them, against the sidecars, and show what was made from what."""
+    from toolchain.lineage import verify
+
+    checked = verify(path)
+    if as_json:
+        _print_json([_fields(artifact) for artifact in checked])
+    else:
+        rows = [
+            [
+                artifact.path.name,
+                artifact.kind,
+                "changed" if artifact.problem else "whole",
+                ", ".join(f"{p.role}: {p.path.name if p.path else p.sha256[:12]}" for p in artifact.parents),
+            ]
+            for artifact in checked
+        ]
+        _table(str(path), ["artifact", "kind", "content", "made from"], rows)
+    problems = [artifact.problem for artifact in checked if artifact.problem]
+    if problems:
+        raise ArtifactError(problems[0] if len(problems) == 1 else f"{len(problems)} artifacts: " + " ".join(problems))
+
+
+def _require_suffix(path: Path, suffix: str) -> None:
+    if path.suffix != suffix:
+        raise UsageError(f"{path} does not end in {suffix}: name a {suffix} file.")
+
+
+def _milliseconds(text: str) -> float:
+    try:
+        return float(text.removesuffix("ms"))
+    except ValueError as error:
+        raise UsageError(f"--max-p99 {text} is no latency: write it as 5ms.") from error
+
+
+def _label(path: Path, among: Sequence[Path]) -> str:
+    """The file's name; its whole path where another file has the same name."""
+    return path.name if [p.name for p in among].count(path.name) == 1 else str(path)
+
+
+def _write_overlay(png: bytes, folder: Path, image: Path) -> Path:
+    from toolchain.artifacts import writing
+
+    target = folder / f"{image.stem}.localized.png"
+    with writing(target) as temporary:
+        temporary.write_bytes(png)
+    return target
+
+
+def _fields(value: Any) -> Any:
+    from dataclasses import asdict
+
+    return asdict(value) if value is not None else None
+
+
+def _kept(record: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: record[key] for key in keys}
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, default=str))
+
+
+def _say_made(made: Made) -> None:
+    click.echo("Unchanged: reused." if made.reused else "", nl=made.reused)
+    click.echo(made.artifact.path)
+
+
+def _say_stage(stage: Stage) -> None:
+    click.echo(f"{stage.name:<44} {'reused' if stage.reused else f'{stage.seconds:.1f} s'}", err=True)
+
+
+def _accuracy_table(rows: Sequence[tuple[str, Evaluation, OutputError | None]]) -> None:
+    columns = ["", "images", "Top-1", "GT-Known Loc", "Top-1 Loc", "logits SNR", "map SNR", "same box", "same class"]
+    cells = []
+    for name, found, error in rows:
+        metrics = [f"{found.images:,}", f"{found.top1:.2f}", f"{found.gt_known_loc:.2f}", f"{found.top1_loc:.2f}"]
+        distance = [f"{error.logits_snr_db:.1f} dB", f"{error.map_snr_db:.1f} dB"] if error else ["", ""]
+        agreement = [f"{error.box_agreement:.1f} %", f"{error.top1_agreement:.1f} %"] if error else ["", ""]
+        cells.append([name, *metrics, *distance, *agreement])
+    used = [k for k in range(len(columns)) if k < 5 or any(row[k] for row in cells)]
+    _table("", [columns[k] for k in used], [[row[k] for k in used] for row in cells])
+
+
+def _latency_table(latency: Mapping[str, Any]) -> None:
+    rows = []
+    for size, row in latency["batches"].items():
+        for name, found in row.items():
+            timings, ratio = found["timings"], found["ratio"]
+            figures = [f"{timings[key]:.2f}" for key in ("median", "p95", "p99")] + [
+                f"{found['images_per_second']:.1f}"
+            ]
+            against = f"{ratio['value']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+            problems = "; ".join(found["problems"])
+            rows.append([size, name, *figures, "" if name == latency["baseline"] else against, problems])
+    columns = ["batch", "file", "median ms", "p95", "p99", "images/s", f"time / {latency['baseline']}", "problems"]
+    used = [k for k in range(len(columns)) if k < 7 or any(row[k] for row in rows)]
+    _table("", [columns[k] for k in used], [[row[k] for k in used] for row in rows])
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        return
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for k, column in enumerate(columns):
+        table.add_column(column, justify="left" if k == 0 or not _numeric(rows, k) else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    # A pipe has no width: lines stay whole for whoever reads them.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
+    console.print(table)
+
+
+def _numeric(rows: Sequence[Sequence[str]], column: int) -> bool:
+    return all(row[column][:1] in "-0123456789" for row in rows)
+
+
+@contextmanager
+def _steps() -> Iterator[Step]:
+    """Progress bars on a terminal, one per step; nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    from toolchain.progress import unwatched
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield unwatched
+        return
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]
+    with Bars(*columns, console=console, transient=True) as bars:
+
+        def step(name: str) -> Progress:
+            # Shown with its first report: a step that was reused never reports.
+            task = bars.add_task(name, total=None, visible=False, note="")
+
+            def progress(done: int, total: int, note: str = "") -> None:
+                bars.update(task, completed=done, total=total, note=note, visible=done < total)
+
+            return progress
+
+        yield step
+
+
+if __name__ == "__main__":
+    main()

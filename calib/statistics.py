@@ -159,7 +159,13 @@ def well_separated(separation: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def save(
-    statistics: Statistics, path: Path, model: Path, *, parameters: Mapping[str, Any] | None = None, code: str = ""
+    statistics: Statistics,
+    path: Path,
+    model: Path,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Path] | None = None,
+    code: str = "",
 ) -> Artifact:
     """Write the statistics as safetensors, bound to the model file they were measured on.
 
@@ -168,6 +174,7 @@ def save(
         path: of the file.
         model: the model file; its hash goes into the file and its sidecar.
         parameters: of the command, for the sidecar.
+        inputs: role -> further file that they were made from, for the sidecar.
         code: version of the code, for the sidecar.
 
     Raises:
@@ -182,7 +189,9 @@ def save(
     header = {"model_sha256": artifacts.sha256_of(model), "summary": json.dumps(summary)}
     with artifacts.writing(path) as temporary:
         save_file(_tensors_from_statistics(statistics), temporary, metadata=header)
-    return artifacts.seal(path, KIND, parameters=parameters, inputs={"model": model}, metadata=summary, code=code)
+    return artifacts.seal(
+        path, KIND, parameters=parameters, inputs={**(inputs or {}), "model": model}, metadata=summary, code=code
+    )
 
 
 def load(path: Path, model: Path) -> Statistics:

@@ -167,5 +167,5 @@ def _fusion_loss(qk: Product, pv: Product, type_: str) -> Loss:
     if len({*qk.quantized, *pv.quantized}) > 1:
         return Loss("not fused: Q/DQ on some of q, k, v and softmax only", "put Q/DQ on all four or on none")
     if type_ == "fp32":
-        return Loss("not fused: the product is done in fp32", "export with --precision fp16")
+        return Loss("not fused: the product is done in fp32", "convert what is float in the ONNX file to FP16")
     return Loss("not fused; the builder gives no reason", "scale q before the product and name the shapes fixed")

@@ -6,13 +6,14 @@ and Scan are not listed: no model of ours has them.
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from toolchain.errors import ModelError
 
-MODEL_GRAPH, MODEL_OPSET = 7, 8
+MODEL_GRAPH, MODEL_OPSET, MODEL_METADATA = 7, 8, 14
+ENTRY_KEY, ENTRY_VALUE = 1, 2
 GRAPH_NODE, GRAPH_INITIALIZER, TENSOR_NAME = 1, 5, 8
 NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OP = 1, 2, 3, 4
 
@@ -61,14 +62,15 @@ class Product:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in file order and the names of the initializers."""
+    """Nodes in file order, the names of the initializers, and what travels in the file's `metadata_props`."""
 
     nodes: tuple[Node, ...]
     initializers: frozenset[str]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def graph_from_onnx(path: Path) -> Graph:
-    """Read the nodes and the initializers' names.
+    """Read the nodes, the initializers' names and the metadata.
 
     Raises:
         ModelError: the file is missing, cut short, or no ONNX model.
@@ -85,11 +87,13 @@ def graph_from_onnx(path: Path) -> Graph:
         members = list(_fields(graph))
         nodes = tuple(_node(value) for number, value in members if number == GRAPH_NODE)
         initializers = frozenset(_text(value, TENSOR_NAME) for number, value in members if number == GRAPH_INITIALIZER)
+        entries = [value for number, value in fields if number == MODEL_METADATA]
+        metadata = {_text(entry, ENTRY_KEY): _text(entry, ENTRY_VALUE) for entry in entries}
     except ValueError as error:
         raise ModelError(f"{path} is no whole ONNX model: export it again.") from error
     if not nodes:
         raise ModelError(f"{path} holds no nodes: export the model again.")
-    return Graph(nodes, initializers)
+    return Graph(nodes, initializers, metadata)
 
 
 def products_of(graph: Graph) -> tuple[Product, ...]:

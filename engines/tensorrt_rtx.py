@@ -31,7 +31,7 @@ REMEDIES = (
     ("zero point is not supported", "quantize symmetrically, with zero point 0"),
     ("must have same input types", "give both operands one type; a scale has the type of what it quantizes"),
     ("has type Int32 but must", "leave biases in floating point"),
-    ("FP32 GEMM is not supported", "export with --precision fp16, or leave sm75 out"),
+    ("FP32 GEMM is not supported", "leave sm75 out, whose INT8 layers need FP16 neighbours"),
 )
 REMEDY = "check the model with ONNX Runtime, or export it again"
 PLACE = re.compile(r",? *In \w+ at /_src/[^\s)]*")

@@ -7,19 +7,19 @@ divided one by one: a map is 0 in most places (ReLU), and next to 0 every roundi
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 import torch
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
 from polygraphy.comparator import Comparator, IterationResult, RunResults, SimpleCompareFunc
 from polygraphy.logger import G_LOGGER
 from torch import nn
 
+from exporters.files import read_onnx
 from exporters.torch_export import INPUT, device_of, evaluating, first_line
 from toolchain.errors import BackendError, ModelError, ParityError
 
@@ -65,6 +65,10 @@ class Parity:
     def worst(self) -> Deviation:
         """The output with the largest error."""
         return max(self.deviations, key=lambda d: d.error)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
 
 
 def compare(
@@ -112,13 +116,7 @@ def compare(
 
 
 def _output_names(onnx_path: Path) -> list[str]:
-    try:
-        model = onnx.load(onnx_path, load_external_data=False)
-    except (OSError, DecodeError) as error:
-        raise ModelError(
-            f"{onnx_path} cannot be read as an ONNX model ({first_line(error)}): export it again."
-        ) from error
-    return [value.name for value in model.graph.output]
+    return [value.name for value in read_onnx(onnx_path).graph.output]
 
 
 def _reference(model: nn.Module, images: NDArray[np.float32], names: Sequence[str], onnx_path: Path) -> Outputs:

@@ -69,7 +69,7 @@ def onnx_from_torch(
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(
             f"torch exported {type(model).__name__} to an ONNX model that is not valid ({first_line(error)}): "
-            "report it with the versions that `lctr doctor` prints."
+            "report it with the versions of torch and onnx."
         ) from error
     return exported
 

@@ -203,9 +203,13 @@ def reusable(
 
 @cache
 def code_version(*packages: str) -> str:
-    """Hash of the Python source of our packages, so that a stage is redone when its code changed."""
+    """Hash of Python source of ours, so that a stage is redone when its code changed.
+
+    Args:
+        packages: folders or files under the folder of this project, such as `calib`, `toolchain/boxes.py`.
+    """
     root = Path(__file__).resolve().parent.parent
-    files = sorted(f for package in packages for f in (root / package).rglob("*.py"))
+    files = sorted(f for p in packages for f in ((root / p).rglob("*.py") if (root / p).is_dir() else [root / p]))
     listing = "\n".join(f"{f.relative_to(root).as_posix()} {sha256_of(f)}" for f in files)
     return hashlib.sha256(listing.encode()).hexdigest()
 

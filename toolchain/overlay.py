@@ -14,7 +14,7 @@ from PIL import Image
 from toolchain.preprocessing import Box
 
 Pixels = NDArray[np.uint8]
-BoxName = Literal["truth", "fp32", "int8"]
+BoxName = Literal["truth", "fp32", "int8", "found"]
 Point = tuple[float, float]
 
 HEAT_OPACITY = 0.55
@@ -42,6 +42,7 @@ PENS: Mapping[BoxName, Pen] = {
     "truth": Pen((255, 255, 255)),
     "fp32": Pen((86, 214, 255), dash=4, gap=3.5),
     "int8": Pen((190, 255, 90), dash=0.5, gap=3),
+    "found": Pen((190, 255, 90)),
 }
 
 
@@ -66,6 +67,21 @@ def boxed(image: Pixels, boxes: Mapping[BoxName, Box]) -> Pixels:
     for name, box in boxes.items():
         _draw(canvas, box, PENS[name])
     return canvas
+
+
+def localized(image: Pixels, window: Box, map_: NDArray[np.float32], box: Box) -> Pixels:
+    """What a localizer found in an image of any size: the map over the part that it saw, and the box.
+
+    Args:
+        image: (H, W, 3) RGB.
+        window: the part that the map covers, pixels of the image.
+        map_: (h, w).
+        box: pixels of the image.
+    """
+    canvas = image.copy()
+    left, top, right, bottom = (round(v) for v in window)
+    canvas[top:bottom, left:right] = heat(image[top:bottom, left:right], map_)
+    return boxed(canvas, {"found": box})
 
 
 def enlarged(image: Pixels, factor: int) -> Pixels:

@@ -112,6 +112,19 @@ class Cub:
         return Sample(self._preprocessing.crop(image), photo.label, box, photo.path)
 
 
+def lists_of(root: Path) -> dict[str, Path]:
+    """The five lists by name: what the data set consists of, without a look at its images.
+
+    Raises:
+        DataError: no such folder, or a list is missing.
+    """
+    folder = _folder(root)
+    missing = [name for name in LINES if not (folder / name).is_file()]
+    if missing:
+        raise DataError(f"{folder} cannot be used: complete it.", [f"{name}: is missing." for name in missing])
+    return {name: folder / name for name in LINES}
+
+
 def _folder(root: Path) -> Path:
     for folder in (root, root / FOLDER):
         if any((folder / name).exists() for name in LINES):

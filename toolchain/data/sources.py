@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from toolchain.data.cub import Cub
+from toolchain.data.cub import Cub, lists_of
 from toolchain.data.dataset import DataSet
 from toolchain.data.shapes import IMAGE_SIZE, PREPROCESSING, Shapes
 from toolchain.errors import UsageError
@@ -35,6 +35,18 @@ def open_data(spec: str, split: str, preprocessing: Preprocessing, size: int | N
     if kind == "cub" and place:
         return Cub(Path(place).expanduser(), split, preprocessing, size)
     raise UsageError(f"unknown data set '{spec}': use one of {FORMS}.")
+
+
+def files_of(spec: str, preprocessing: Preprocessing) -> dict[str, Path]:
+    """What decides the content of a data set, role -> file; checks what can be checked without reading an image.
+
+    Raises:
+        UsageError, DataError: as `open_data` does.
+    """
+    if spec.startswith("cub:") and len(spec) > len("cub:"):
+        return lists_of(Path(spec.removeprefix("cub:")).expanduser())
+    open_data(spec, "test", preprocessing)
+    return {}
 
 
 def preprocessing_for(spec: str, image_size: int) -> Preprocessing:

@@ -1,6 +1,9 @@
 """Localizers on disk: safetensors weights with the card in the metadata. No pickle is read or written."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,14 +35,23 @@ def load(path: Path) -> tuple[Lctr, ModelCard]:
         ArtifactError: no such file, or no whole safetensors file.
         ModelError: not a localizer of ours, or weights that do not fit its preset.
     """
-    weights, metadata = _read(path)
-    card = card_from_metadata(metadata, str(path))
+    card = card_of(path)
+    weights = _weights(path)
     model = Lctr(preset_named(card.preset), len(card.class_names))
     problem = _difference(model.state_dict(), weights)
     if problem:
         raise ModelError(f"{path} is not a whole {card.preset} of {len(card.class_names)} classes: {problem}.")
     model.load_state_dict(weights)
     return model.eval(), card
+
+
+def card_of(path: Path) -> ModelCard:
+    """The card alone, without the weights.
+
+    Raises:
+        ArtifactError, ModelError: as `load` does.
+    """
+    return card_from_metadata(_metadata(path), str(path))
 
 
 def load_backbone(model: Lctr, path: Path) -> None:
@@ -49,7 +61,7 @@ def load_backbone(model: Lctr, path: Path) -> None:
         ArtifactError: no such file, or no whole safetensors file.
         ModelError: a backbone of another shape.
     """
-    weights = {name: value for name, value in _read(path)[0].items() if not name.startswith(HEAD)}
+    weights = {name: value for name, value in _weights(path).items() if not name.startswith(HEAD)}
     backbone = {name: value for name, value in model.state_dict().items() if not name.startswith(HEAD)}
     problem = _difference(backbone, weights)
     if problem:
@@ -59,14 +71,25 @@ def load_backbone(model: Lctr, path: Path) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist: check the path.")
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} is no whole safetensors file ({error}): copy or make it again.") from error
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
 
 def _difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:

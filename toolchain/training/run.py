@@ -1,6 +1,5 @@
 """One training run: data, model, loop, threshold, checkpoint."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,9 @@ from toolchain.model.lctr import Lctr
 from toolchain.model.prediction import predictor
 from toolchain.model.presets import preset_named
 from toolchain.preprocessing import Preprocessing
-from toolchain.progress import Progress, silent
+from toolchain.progress import Step, unwatched
 from toolchain.training.batches import Batches, CueBatches, CutMix, ImageBatches, cached_cues
 from toolchain.training.loop import EpochLog, Schedule, train
-
-Step = Callable[[str], Progress]
-"""Name of a step -> where its progress goes."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +45,7 @@ class Recipe:
 
 FROM_SCRATCH = Recipe(Schedule(epochs=26, learning_rate=1e-3, warmup_epochs=0.5), cutmix=CutMix(probability=0.5))
 FROZEN_BACKBONE = Recipe(
-    Schedule(
-        epochs=30, learning_rate=1e-3, routing_rate=1e-3, weight_decay=0.5, warmup_epochs=1, label_smoothing=0.1
-    ),
+    Schedule(epochs=30, learning_rate=1e-3, routing_rate=1e-3, weight_decay=0.5, warmup_epochs=1, label_smoothing=0.1),
     batch_size=32,
     cutmix=CutMix(probability=0.5),
 )
@@ -100,7 +94,7 @@ class Trained:
     validation: Evaluation
 
 
-def train_localizer(run: Run, output: Path, step: Step = lambda name: silent) -> Trained:
+def train_localizer(run: Run, output: Path, step: Step = unwatched) -> Trained:
     """Train a localizer from image-level labels and write it to `output`.
 
     Beside it, `output.state` holds what is needed to resume; it is removed at the end. Boxes are read once, after

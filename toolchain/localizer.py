@@ -1,0 +1,126 @@
+"""A localizer opened from any of its forms: safetensors, ONNX or an engine."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from engines.backend import Session
+from engines.registry import open_engine
+from toolchain.boxes import box_from_map
+from toolchain.card import ModelCard, card_from_metadata
+from toolchain.evaluation import Floats, Predict
+from toolchain.preprocessing import Box
+
+CHECKPOINT = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Localizer:
+    """An open localizer.
+
+    Attributes:
+        predict: normalized images (B, 3, S, S) -> logits (B, C) and fused maps (B, h, w).
+        card: preprocessing, class names, tau.
+    """
+
+    predict: Predict
+    card: ModelCard
+
+
+@dataclass(frozen=True)
+class Localization:
+    """What is in an image, and where.
+
+    Attributes:
+        label: predicted class index.
+        class_name: its name.
+        confidence: softmax probability.
+        box: x0, y0, x1, y1 in pixels of the image as it was given.
+        map: (h, w), the fused map of the predicted class.
+        window: the part of the image that the network saw, in the image's pixels; the map covers it.
+        constant_map: the map told nothing; the box is the whole input.
+    """
+
+    label: int
+    class_name: str
+    confidence: float
+    box: Box
+    map: Floats
+    window: Box
+    constant_map: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able; the map is left out."""
+        return {
+            "label": self.label,
+            "class_name": self.class_name,
+            "confidence": self.confidence,
+            "box": list(self.box),
+            "constant_map": self.constant_map,
+        }
+
+
+@contextmanager
+def open_localizer(path: Path) -> Iterator[Localizer]:
+    """Open a checkpoint in torch, anything else in the backend that it is for.
+
+    Raises:
+        ArtifactError, ModelError, BackendError: the file cannot be used, or not here.
+    """
+    if path.suffix == CHECKPOINT:
+        yield _from_checkpoint(path)
+        return
+    with open_engine(path) as session:
+        yield localizer_from_session(session, str(path))
+
+
+def localizer_from_session(session: Session, source: str) -> Localizer:
+    """A localizer from an open engine; `source` names it in messages."""
+
+    def predict(images: Floats) -> tuple[Floats, Floats]:
+        outputs: Mapping[str, NDArray[Any]] = session.run({"image": images})
+        return outputs["logits"], outputs["map"]
+
+    return Localizer(predict, card_from_metadata(session.metadata, source))
+
+
+def localize(localizer: Localizer, image: Image.Image) -> Localization:
+    """Class and box of one image of any size."""
+    window = localizer.card.preprocessing
+    found = localize_crop(localizer, window.crop(image))
+    box, seen = (window.uncrop_box(part, image.size) for part in (found.box, found.window))
+    return replace(found, box=box, window=seen)
+
+
+def localize_crop(localizer: Localizer, pixels: NDArray[np.uint8]) -> Localization:
+    """Class and box of an image (S, S, 3) that was resized and cropped already."""
+    card = localizer.card
+    size = card.preprocessing.image_size
+    logits, maps = localizer.predict(card.preprocessing.normalize(pixels[None]))
+    label = int(logits[0].argmax())
+    weights = np.exp(logits[0] - logits[0].max())
+    found = box_from_map(maps[0], size, card.tau)
+    return Localization(
+        label=label,
+        class_name=card.class_names[label],
+        confidence=float(weights[label] / weights.sum()),
+        box=found.box,
+        map=maps[0],
+        window=(0, 0, size, size),
+        constant_map=found.constant,
+    )
+
+
+def _from_checkpoint(path: Path) -> Localizer:
+    # Late: a deployment machine has no torch and opens no checkpoint.
+    from toolchain.model import checkpoint
+    from toolchain.model.prediction import predictor
+
+    model, card = checkpoint.load(path)
+    return Localizer(predictor(model), card)

@@ -1,0 +1,220 @@
+"""The arrows of the design, one function each: an artifact in, an artifact out, skipped where nothing changed."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from calib import image_set, ranges, synthesis
+from calib import statistics as token_statistics
+from engines.backend import BuildOptions
+from engines.registry import backend
+from engines.sealing import built
+from exporters.files import metadata_of, read_onnx, write_onnx
+from exporters.parity import compare
+from exporters.placement import placement_from_model
+from exporters.qdq import Quantized, graph_hash, observer_from_float, qdq_from_float
+from exporters.torch_export import onnx_from_torch
+from toolchain.artifacts import Artifact, code_version, reusable, seal, writing
+from toolchain.calibration import CalibrationSource
+from toolchain.card import card_from_metadata
+from toolchain.data.sources import files_of, open_data
+from toolchain.evaluation import batches
+from toolchain.model import checkpoint
+from toolchain.model.lctr import Lctr
+from toolchain.progress import Progress, Step, silent, unwatched
+from toolchain.training.run import Run, Trained, train_localizer
+
+ONNX = "onnx"
+ONNX_INT8 = "onnx-int8"
+MIN_IMAGES = 8
+"""The fewest training images that a class center is made of: a center of one image would be that image."""
+KEPT_FLOAT = ("*_routing_fn_two*",)
+"""Routing stays in float: two tiny layers in front of a sigmoid that scales every kernel of an image."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """An artifact, and whether it was already there."""
+
+    artifact: Artifact
+    reused: bool
+
+
+def train(run: Run, output: Path, *, min_images: int = MIN_IMAGES, step: Step = unwatched) -> tuple[Trained, Made]:
+    """Train a localizer, then take its token statistics: where the data is now, and need not be later."""
+    trained = train_localizer(run, output, step)
+    seal(
+        output,
+        checkpoint.KIND,
+        parameters=run.identity(),
+        inputs={"init": run.init} if run.init else {},
+        metadata={"validation": asdict(trained.validation), "epochs": [asdict(log) for log in trained.logs]},
+        code=code_version("toolchain/model", "toolchain/training", "toolchain/data"),
+    )
+    made = statistics(
+        output, run.data, statistics_of(output), images=run.images, min_images=min_images, progress=step("statistics")
+    )
+    return trained, made
+
+
+def statistics_of(model: Path) -> Path:
+    """Where the statistics of a model stand unless somebody put them elsewhere."""
+    return model.with_name(f"{model.stem}.statistics.safetensors")
+
+
+def statistics(
+    model: Path,
+    data: str,
+    output: Path,
+    *,
+    images: int | None = None,
+    min_images: int = MIN_IMAGES,
+    progress: Progress = silent,
+) -> Made:
+    """Token-statistic centers of a localizer over the training images of `data`."""
+    network, card = checkpoint.load(model)
+    parameters = {"data": data, "images": images, "min_images": min_images}
+    inputs = {"model": model, **files_of(data, card.preprocessing)}
+    code = code_version("calib", "toolchain/model", "toolchain/data")
+    found = reusable(output, token_statistics.KIND, parameters=parameters, inputs=inputs, code=code)
+    if found:
+        return Made(found, True)
+    training = open_data(data, "train", card.preprocessing, images)
+
+    def labelled() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        done = 0
+        for some, labels, _ in batches(training, card.preprocessing, 16):
+            yield torch.from_numpy(some), torch.tensor(labels)
+            progress(done := done + len(labels), len(training))
+
+    collected = token_statistics.collect(
+        network, layer_norm_inputs(network), labelled(), len(card.class_names), min_images=min_images
+    )
+    written = token_statistics.save(collected, output, model, parameters=parameters, inputs=inputs, code=code)
+    return Made(written, False)
+
+
+def layer_norm_inputs(model: Lctr) -> list[str]:
+    """Names of the LayerNorms of a localizer: their inputs are the residual stream."""
+    inside = [f"blocks.{block}.{norm}" for block in range(model.preset.depth) for norm in ("norm1", "norm2")]
+    return [*inside, "norm"]
+
+
+def synthetic(
+    model: Path,
+    bundle: Path | None,
+    output: Path,
+    *,
+    count: int,
+    steps: int = synthesis.SynthesisConfig.steps,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Made:
+    """Synthetic calibration images by FDDA, from the model and its statistics alone; `bundle` None: without them."""
+    parameters = {"count": count, "steps": steps, "seed": seed}
+    inputs = {"model": model} | ({"statistics": bundle} if bundle else {})
+    code = code_version("calib", "toolchain/model")
+    found = reusable(output, image_set.KIND, parameters=parameters, inputs=inputs, code=code)
+    if found:
+        return Made(found, True)
+    network, card = checkpoint.load(model)
+    window = card.preprocessing
+    images = synthesis.synthesize(
+        network,
+        token_statistics.load(bundle, model) if bundle else None,
+        synthesis.SynthesisConfig(steps=steps),
+        image_size=window.image_size,
+        mean=window.mean,
+        std=window.std,
+        count=count,
+        seed=seed,
+        logits=_class_logits,
+        progress=progress,
+    )
+    written = image_set.write(
+        images, output, card.class_names, seed=seed, parameters=parameters, inputs=inputs, code=code
+    )
+    return Made(written, False)
+
+
+def _class_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Without the map: the generator needs no gradient of the attention maps' product."""
+    localizer = cast(Lctr, model)
+    return localizer.classify(localizer.cues(images)).logits
+
+
+def float_onnx(model: Path, output: Path) -> Made:
+    """The localizer as ONNX in float32, compared with torch before it gets its name."""
+    parameters, inputs = {"precision": "fp32"}, {"model": model}
+    code = code_version("exporters", "toolchain/model")
+    found = reusable(output, ONNX, parameters=parameters, inputs=inputs, code=code)
+    if found:
+        return Made(found, True)
+    network, card = checkpoint.load(model)
+    metadata = card.to_metadata()
+    size = card.preprocessing.image_size
+    with writing(output) as temporary:
+        write_onnx(onnx_from_torch(network, image_size=size, metadata=metadata), temporary)
+        parity = compare(network, temporary, image_size=size)
+    facts = {**metadata, "parity": parity.as_dict()}
+    return Made(seal(output, ONNX, parameters=parameters, inputs=inputs, metadata=facts, code=code), False)
+
+
+def int8_onnx(
+    model: Path,
+    source: CalibrationSource,
+    output: Path,
+    *,
+    method: str = "auto",
+    keep_float: tuple[str, ...] = KEPT_FLOAT,
+    progress: Progress = silent,
+) -> Made:
+    """Explicit Q/DQ with ranges observed on `source`; the ranges themselves stand beside, in `STEM.ranges.json`."""
+    parameters = {**source.parameters, "method": method, "keep_float": list(keep_float)}
+    inputs = {"model": model, **source.inputs}
+    code = code_version("exporters", "calib")
+    found = reusable(output, ONNX_INT8, parameters=parameters, inputs=inputs, code=code)
+    if found:
+        return Made(found, True)
+    graph = read_onnx(model)
+    metadata = metadata_of(graph)
+    images = source.images(card_from_metadata(metadata, str(model)).preprocessing)
+    placement = placement_from_model(graph, keep_float)
+    with writing(output) as temporary:
+        # In the same room: it goes when the block ends, however that is.
+        observer = temporary.with_name("observer.onnx")
+        write_onnx(observer_from_float(graph, placement.activations), observer)
+        observed = ranges.collect(observer, placement.activations, images, total=source.count, progress=progress)
+        chosen = ranges.ranges_from_histograms(observed, method, graph=graph_hash(graph))
+        quantized, done = qdq_from_float(graph, placement, chosen.amax)
+        write_onnx(quantized, temporary)
+    ranges.save(chosen, ranges_of(output))
+    facts = {**metadata, **_facts(done, chosen), "calibration": source.description}
+    return Made(seal(output, ONNX_INT8, parameters=parameters, inputs=inputs, metadata=facts, code=code), False)
+
+
+def ranges_of(quantized: Path) -> Path:
+    """Where the ranges of a quantized model stand: readable, one tensor a line."""
+    return quantized.with_name(f"{quantized.stem}.ranges.json")
+
+
+def engine(model: Path, backend_name: str, output: Path, options: BuildOptions, progress: Progress = silent) -> Made:
+    """An engine of an ONNX file, for a backend by name."""
+    if found := built(model, output, backend_name, options):
+        return Made(found, True)
+    return Made(backend(backend_name).build(model, output, options, progress), False)
+
+
+def _facts(done: Quantized, chosen: ranges.Ranges) -> dict[str, object]:
+    return {
+        "images": chosen.images,
+        "quantized": [site.name for site in done.sites],
+        "left_float": {left.name: left.reason for left in done.left},
+        "zero_activations": list(done.zero_activations),
+        "zero_channels": dict(done.zero_channels),
+        "widened_channels": dict(done.widened_channels),
+    }
