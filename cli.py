@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from toolchain.progress import Progress, Step
     from toolchain.stages import Made
 
+TRAINING_STACK = {"torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "polygraphy", "matplotlib", "jinja2"}
+"""What a base install does not have."""
 PATH = click.Path(path_type=Path)
 _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -38,6 +40,12 @@ class _Commands(click.Group):
         except LctrError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in TRAINING_STACK:
+                raise
+            click.echo(f"Error: this command needs {package}, which is not installed: install lctr[compile].", err=True)
+            ctx.exit(1)
         except BrokenPipeError:
             # The reader (`| head`) has seen enough; what is left in the buffer has nowhere to go.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,16 +7,19 @@ A synthetic set is a folder of PNG files and nothing else, so that it reads like
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from calib.synthesis import SyntheticImages
 from toolchain import artifacts
 from toolchain.artifacts import Artifact
 from toolchain.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    # Its module needs torch; whoever reads a folder of images does not.
+    from calib.synthesis import SyntheticImages
 
 KIND = "synthetic"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
@@ -36,7 +39,7 @@ def losses_plot_of(path: Path) -> Path:
 
 
 def write(
-    synthetic: SyntheticImages,
+    synthetic: "SyntheticImages",
     path: Path,
     class_names: Sequence[str],
     *,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 
 from calib.histograms import Histogram, histogram_of, merged
-from calib.thresholds import threshold_of
+from calib.thresholds import Threshold, relative_error, threshold_of
 from toolchain import artifacts
 from toolchain.errors import ArtifactError, BackendError, DataError, ModelError, UsageError
 from toolchain.progress import Progress, silent
@@ -27,6 +27,9 @@ RUNTIME_ERRORS = tuple(
     error for error in vars(runtime_errors).values() if isinstance(error, type) and issubclass(error, Exception)
 )
 """ONNX Runtime's exceptions have no common base but Exception."""
+
+KNOWN = "known"
+"""Method of a range that no image was asked for."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class TensorRange:
 
     Attributes:
         amax: the magnitude that becomes level 127.
-        method: the calibration method that chose it.
+        method: the calibration method that chose it, or `known`.
         error: mean squared quantization error over mean square, under the histogram.
         minimum: least value observed.
         maximum: largest value observed.
@@ -135,20 +138,24 @@ def collect(
     return Observed(histograms, images)
 
 
-def ranges_from_histograms(observed: Observed, method: str, *, graph: str) -> Ranges:
+def ranges_from_histograms(
+    observed: Observed, method: str, *, graph: str, known: Mapping[str, float] | None = None
+) -> Ranges:
     """Choose the range of every tensor.
 
     Args:
         observed: histograms.
         method: `auto` or a key of `thresholds.METHODS`.
         graph: hash of the float graph.
+        known: tensor -> amax that follows from something else than images, as an input's does from its normalization;
+            the method has no say in it.
 
     Raises:
         UsageError: no such method.
     """
     tensors = {}
     for name, histogram in observed.histograms.items():
-        chosen = threshold_of(histogram, method)
+        chosen = _given(histogram, known[name]) if known and name in known else threshold_of(histogram, method)
         tensors[name] = TensorRange(chosen.amax, chosen.method, chosen.error, histogram.minimum, histogram.maximum)
     return Ranges(graph, method, observed.images, tensors)
 
@@ -189,6 +196,10 @@ def load(path: Path, *, graph: str) -> Ranges:
             "structure differ, so its ranges do not hold here; compute them again."
         )
     return ranges
+
+
+def _given(histogram: Histogram, amax: float) -> Threshold:
+    return Threshold(amax, KNOWN, relative_error(histogram, amax))
 
 
 def _tensor_range(method: str, **numbers: float) -> TensorRange:

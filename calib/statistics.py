@@ -27,6 +27,8 @@ from toolchain.errors import ArtifactError, DataError, ModelError, UsageError
 from toolchain.progress import Progress, silent
 
 KIND = "statistics"
+HEADER = "lctr"
+"""The one key of the safetensors header: several would be written in another order each time."""
 SEPARATION_SHARE = 0.5
 """Centers are kept for the layers whose class separation is at least this share of the best layer's."""
 
@@ -186,9 +188,9 @@ def save(
         "separation": dict(statistics.separation),
         "center_layers": list(statistics.centers),
     }
-    header = {"model_sha256": artifacts.sha256_of(model), "summary": json.dumps(summary)}
+    header = {"model_sha256": artifacts.sha256_of(model), "summary": summary}
     with artifacts.writing(path) as temporary:
-        save_file(_tensors_from_statistics(statistics), temporary, metadata=header)
+        save_file(_tensors_from_statistics(statistics), temporary, metadata={HEADER: json.dumps(header)})
     return artifacts.seal(
         path, KIND, parameters=parameters, inputs={**(inputs or {}), "model": model}, metadata=summary, code=code
     )
@@ -203,14 +205,14 @@ def load(path: Path, model: Path) -> Statistics:
     artifacts.load(path, KIND)
     try:
         with safe_open(path, "pt") as file:
-            header = file.metadata()
+            header = json.loads(file.metadata()[HEADER])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         if header["model_sha256"] != artifacts.sha256_of(model):
             raise ArtifactError(
                 f"{path} holds the statistics of another model than {model} (sha256 differs): "
                 "run `lctr statistics` on this model."
             )
-        return _statistics_from_tensors(tensors, json.loads(header["summary"]))
+        return _statistics_from_tensors(tensors, header["summary"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is no statistics file of this version: run `lctr statistics` again.") from error
 

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from toolchain.card import ModelCard
 from toolchain.comparison import FEEDS, accuracies, accuracy_from_dict, feeds_from_images
 from toolchain.data.dataset import Sample
 from toolchain.data.sources import files_of, open_data
-from toolchain.errors import ArtifactError, BackendUnavailable
+from toolchain.errors import ArtifactError
 from toolchain.findings import Arm, Example, Findings, Stage
 from toolchain.localizer import Localizer, localize_crop, localizer_from_session, open_localizer
 from toolchain.model import checkpoint
@@ -200,7 +200,8 @@ def _compile(run: _Run, model: Path, bundle: Path, output: Path, plan: Plan) -> 
         ),
     )
     fp32 = run.make("export", lambda progress: stages.float_onnx(model, output / "model.onnx"))
-    int8 = _quantized(run, fp32, calibration.folder(synthetic), output / "model.int8.onnx", plan)
+    source = replace(calibration.folder(synthetic), description=f"{plan.calibration_images} synthetic images")
+    int8 = _quantized(run, fp32, source, output / "model.int8.onnx", plan)
     engine, not_run = _engine(run, model, int8, output / "model.int8.engine", plan)
     return _Compiled(synthetic, fp32, int8, engine, not_run)
 
@@ -220,11 +221,7 @@ def _engine(run: _Run, model: Path, int8: Path, output: Path, plan: Plan) -> tup
         return None, availability.reason
     options = BuildOptions(targets=plan.targets, metadata=checkpoint.card_of(model).to_metadata())
     engine = run.make("build engine", lambda progress: stages.engine(int8, ENGINE_BACKEND, output, options, progress))
-    try:
-        with builder.open(engine):
-            return engine, ""
-    except BackendUnavailable as error:
-        return engine, str(error)
+    return engine, "" if availability.run else availability.reason
 
 
 def _latency(compiled: _Compiled, card: ModelCard, plan: Plan, output: Path, progress: Progress) -> Made:

@@ -61,6 +61,12 @@ class Preprocessing:
         std = np.asarray(self.std, np.float32) * 255
         return np.ascontiguousarray(((images.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2))
 
+    @property
+    def largest(self) -> float:
+        """Largest magnitude of a normalized pixel, whatever the image: black or white in one of the channels."""
+        ends = [((level - mean) / std) for mean, std in zip(self.mean, self.std, strict=True) for level in (0, 1)]
+        return max(map(abs, ends))
+
     def _window(self, size: tuple[int, int]) -> tuple[float, int, int]:
         scale = self.resize / min(size)
         left, top = ((round(side * scale) - self.image_size) // 2 for side in size)

@@ -17,7 +17,7 @@ from exporters.files import metadata_of, read_onnx, write_onnx
 from exporters.parity import compare
 from exporters.placement import placement_from_model
 from exporters.qdq import Quantized, graph_hash, observer_from_float, qdq_from_float
-from exporters.torch_export import onnx_from_torch
+from exporters.torch_export import INPUT, onnx_from_torch
 from toolchain.artifacts import Artifact, code_version, reusable, seal, writing
 from toolchain.calibration import CalibrationSource
 from toolchain.card import card_from_metadata
@@ -182,14 +182,17 @@ def int8_onnx(
         return Made(found, True)
     graph = read_onnx(model)
     metadata = metadata_of(graph)
-    images = source.images(card_from_metadata(metadata, str(model)).preprocessing)
+    window = card_from_metadata(metadata, str(model)).preprocessing
+    images = source.images(window)
     placement = placement_from_model(graph, keep_float)
     with writing(output) as temporary:
         # In the same room: it goes when the block ends, however that is.
         observer = temporary.with_name("observer.onnx")
         write_onnx(observer_from_float(graph, placement.activations), observer)
         observed = ranges.collect(observer, placement.activations, images, total=source.count, progress=progress)
-        chosen = ranges.ranges_from_histograms(observed, method, graph=graph_hash(graph))
+        # Calibration images need not reach black and white, real ones do, and every pixel beyond would be clipped.
+        known = {INPUT: window.largest}
+        chosen = ranges.ranges_from_histograms(observed, method, graph=graph_hash(graph), known=known)
         quantized, done = qdq_from_float(graph, placement, chosen.amax)
         write_onnx(quantized, temporary)
     ranges.save(chosen, ranges_of(output))

@@ -88,6 +88,16 @@ def test_max_method_by_hand(observer):
     assert (chosen.amax, chosen.method, chosen.minimum, chosen.maximum) == (6.0, "max", 1.0, 6.0)
 
 
+def test_a_known_range_overrules_the_images(observer):
+    observed = ranges.collect(observer, ["image", "root"], [np.full((1, 3), 2.0, np.float32)])
+    chosen = ranges.ranges_from_histograms(observed, "max", graph=GRAPH, known={"image": 3.0, "absent": 9.0})
+    assert (chosen.tensors["image"].amax, chosen.tensors["image"].method) == (3.0, "known")
+    # 2 stands at 84.67 steps of 3 / 127: the error is that of rounding to 85, and there is one.
+    assert 0 < chosen.tensors["image"].error < 1e-4
+    assert (chosen.amax["root"], chosen.tensors["root"].method) == (2.0, "max")
+    assert set(chosen.tensors) == {"image", "root"}
+
+
 def test_ranges_of_another_graph_are_refused(observer, tmp_path):
     observed = ranges.collect(observer, ["root"], batches(1)[1])
     ranges.save(ranges.ranges_from_histograms(observed, "max", graph=GRAPH), tmp_path / "r.json")

@@ -96,3 +96,11 @@ def test_half_an_image_is_no_image(tmp_path: Path):
 def test_a_missing_image_is_named(tmp_path: Path):
     with pytest.raises(DataError, match=r"gone\.png does not exist"):
         read_image(tmp_path / "gone.png")
+
+
+def test_the_largest_value_is_black_or_white_in_one_channel():
+    # Channels reach -1..1, -0.5..4.5 and -6..4.
+    window = Preprocessing(8, 8, mean=(0.5, 0.1, 0.6), std=(0.5, 0.2, 0.1))
+    assert window.largest == pytest.approx(6)
+    extremes = window.normalize(np.array([0, 255], np.uint8).reshape(2, 1, 1, 1).repeat(3, 3))
+    assert abs(extremes).max() == pytest.approx(window.largest)

@@ -1,5 +1,6 @@
 """Localizers on disk: safetensors weights with the card in the metadata. No pickle is read or written."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from toolchain.model.lctr import Lctr
 from toolchain.model.presets import preset_named
 
 KIND = "model"
+HEADER = "lctr"
+"""The one key of the safetensors header: several would be written in another order each time."""
 HEAD = ("conv3x3.", "CDM.")
 """Parameters that a bare backbone does not have."""
 
@@ -25,7 +28,7 @@ def save(model: Lctr, card: ModelCard, path: Path) -> None:
     """Write weights and card, whole or not at all. The sidecar is the caller's: it knows where the weights are from."""
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with writing(path) as temporary:
-        save_file(weights, temporary, metadata=card.to_metadata())
+        save_file(weights, temporary, metadata={HEADER: json.dumps(card.to_metadata(), sort_keys=True)})
 
 
 def load(path: Path) -> tuple[Lctr, ModelCard]:
@@ -51,7 +54,15 @@ def card_of(path: Path) -> ModelCard:
     Raises:
         ArtifactError, ModelError: as `load` does.
     """
-    return card_from_metadata(_metadata(path), str(path))
+    with _opened(path) as file:
+        header = (file.metadata() or {}).get(HEADER)
+    if header is None:
+        raise ModelError(f"{path} has no card in its header: it was not made by lctr; use a model of `lctr train`.")
+    try:
+        metadata = dict(json.loads(header))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"the card in the header of {path} is unreadable ({error}): make the file again.") from error
+    return card_from_metadata(metadata, str(path))
 
 
 def load_backbone(model: Lctr, path: Path) -> None:
@@ -80,11 +91,6 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} is no whole safetensors file ({error}): copy or make it again.") from error
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    with _opened(path) as file:
-        return dict(file.metadata() or {})
 
 
 def _weights(path: Path) -> dict[str, Tensor]:

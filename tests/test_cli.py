@@ -1,0 +1,305 @@
+"""The commands on a real deployment, and what a user gets to read after a mistake."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from deployment import Deployed, lctr
+from PIL import Image
+
+from cli import TRAINING_STACK, main
+from toolchain.data.shapes import Shapes
+
+COMMANDS = sorted(main.commands)
+DEPLOYMENT_MACHINE = f"""
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {TRAINING_STACK}:
+            raise ModuleNotFoundError(name=name)
+
+sys.meta_path.insert(0, Absent())
+from cli import main
+main()
+"""
+"""The command line where the training stack is not installed."""
+
+
+def python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def refused(*arguments: object, code: int = 1) -> str:
+    """What a failing command says: one sentence on standard error, nothing on standard output."""
+    result = lctr(*arguments)
+    assert result.exit_code == code, result.output
+    assert isinstance(result.exception, SystemExit), result.exc_info
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    return result.stderr.strip()
+
+
+def test_help_is_light() -> None:
+    loaded = python("import sys; from cli import main; main(['--help'], standalone_mode=False); print(*sys.modules)")
+    assert "deploy" in loaded.stdout
+    assert not {"torch", "onnx", "onnxruntime", "numpy", "cv2", "rich"} & set(loaded.stdout.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    told = lctr(command, "--help")
+    assert told.exit_code == 0
+    parameters = [p for p in main.commands[command].params if p.param_type_name == "option"]
+    undescribed = [p.name for p in parameters if p.name != "help" and not p.help]
+    # Of a recipe's numbers the names say everything.
+    assert set(undescribed) <= {"epochs", "batch_size", "learning_rate", "weight_decay"}
+
+
+def test_commands_stand_in_the_order_of_a_deployment() -> None:
+    names = list(main.commands)
+    assert names[:7] == ["deploy", "train", "statistics", "synthesize", "export", "quantize", "build"]
+
+
+def test_a_deployment_machine_needs_no_training_stack(deployed: Deployed, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    Image.fromarray(Shapes("test")[0].image).save(picture)
+    int8 = deployed.folder / "model.int8.onnx"
+    for arguments in (
+        ("localize", int8, picture),
+        ("evaluate", int8, "--images", "4", "--json"),
+        ("inspect", deployed.folder / "model.int8.engine", "--json"),
+        ("benchmark", int8, "--batch", "1", "--warmup", "1", "--rounds", "1", "--iterations", "1", "--json"),
+        ("build", int8, "--backend", "onnxruntime", "-o", tmp_path / "ort.engine"),
+        ("verify", deployed.folder),
+    ):
+        done = python(DEPLOYMENT_MACHINE, *arguments)
+        assert done.returncode == 0, (arguments, done.stderr)
+
+
+def test_a_command_that_needs_the_training_stack_says_so(deployed: Deployed) -> None:
+    done = python(DEPLOYMENT_MACHINE, "export", deployed.model)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "Error: this command needs torch, which is not installed: install lctr[compile]."
+
+
+def test_localize_finds_the_object_in_every_form(deployed: Deployed, tmp_path: Path) -> None:
+    samples = [Shapes("test")[i] for i in (3, 5)]
+    for k, sample in enumerate(samples):
+        Image.fromarray(sample.image).save(tmp_path / f"{k}.png")
+    pictures = [tmp_path / "0.png", tmp_path / "1.png"]
+    found = {
+        form: json.loads(lctr("localize", file, *pictures, "-o", tmp_path / form).stdout)
+        for form, file in {
+            "torch": deployed.model,
+            "onnx": deployed.folder / "model.onnx",
+            "int8": deployed.folder / "model.int8.onnx",
+        }.items()
+    }
+    for plain, exported in zip(found["torch"], found["onnx"], strict=True):
+        assert plain["class_name"] == exported["class_name"]
+        assert plain["box"] == pytest.approx(exported["box"], abs=1.5)
+        assert plain["confidence"] == pytest.approx(exported["confidence"], abs=1e-3)
+    for form, records in found.items():
+        for record, sample in zip(records, samples, strict=True):
+            drawn = np.asarray(Image.open(record["overlay"]))
+            assert drawn.shape == sample.image.shape
+            assert not np.array_equal(drawn, sample.image), form
+
+
+def test_evaluate_agrees_with_the_deployment(deployed: Deployed) -> None:
+    found = json.loads(lctr("evaluate", deployed.folder / "model.int8.onnx", "--images", "60", "--json").stdout)
+    arm = deployed.record["arms"][1]["evaluation"]
+    assert {key: found[key] for key in arm} == arm
+
+
+def test_benchmark_compares_and_gates(deployed: Deployed) -> None:
+    files = (deployed.folder / "model.onnx", deployed.folder / "model.int8-noise.onnx")
+    quick = ("--batch", "2", "--warmup", "0", "--rounds", "2", "--iterations", "1")
+    told = lctr("benchmark", *files, *quick, "--data", "shapes", "--images", "24", "--json")
+    record = json.loads(told.stdout)
+    assert list(record["latency"]["batches"]["2"]) == ["model.onnx", "model.int8-noise.onnx"]
+    assert record["accuracy"]["model.onnx"]["error"] is None
+    table = lctr("benchmark", *files, *quick)
+    assert "images/s" in table.stdout
+    late = lctr("benchmark", *files, *quick, "--max-p99", "0.001ms")
+    assert late.exit_code == 3
+    assert "over --max-p99 0.001 ms" in late.stderr
+    same = lctr("benchmark", files[0], files[0].parent / "model.int8.onnx", *quick, "--max-p99", "1e6")
+    assert same.exit_code == 0
+
+
+def test_quantize_says_what_stays_float(deployed: Deployed, tmp_path: Path) -> None:
+    told = lctr(
+        "quantize",
+        deployed.folder / "model.onnx",
+        *("--images", deployed.folder / "synthetic", "--count", "4", "--method", "max"),
+        *("--keep-float", "blocks.0.mlp.fc1/*", "-o", tmp_path / "q.onnx", "--json"),
+    )
+    record = json.loads(told.stdout)
+    assert record["images"] == 4
+    assert "blocks.0.mlp.fc1/MatMul" in record["left_float"]
+    assert "blocks.0.mlp.fc2/MatMul" in record["quantized"]
+    again = lctr(
+        "quantize",
+        deployed.folder / "model.onnx",
+        *("--images", deployed.folder / "synthetic", "--count", "4", "--method", "max"),
+        *("--keep-float", "blocks.0.mlp.fc1/*", "-o", tmp_path / "q.onnx"),
+    )
+    assert "reused" in again.stdout
+    assert "blocks.0.mlp.fc1/MatMul" in again.stdout
+
+
+def test_the_engine_s_inspection_reads_well(deployed: Deployed) -> None:
+    told = lctr("inspect", deployed.folder / "model.int8.engine").stdout
+    assert "compiled ahead of time, not run on a GPU" in told
+    assert "linear: 2 of 22 fp32, 20 of 22 int8" in told
+    assert "convolution: 3 of 3 int8" in told
+
+
+def test_synthesize_without_statistics_says_what_is_missing(deployed: Deployed, tmp_path: Path) -> None:
+    told = lctr("synthesize", deployed.model, "--no-statistics", "--count", "2", "--steps", "1", "-o", tmp_path / "s")
+    assert told.exit_code == 0
+    assert told.stderr.startswith("Warning: ")
+    assert len(list((tmp_path / "s").glob("*.png"))) == 2
+
+
+def test_verify_finds_what_was_changed(deployed: Deployed, tmp_path: Path) -> None:
+    whole = lctr("verify", deployed.folder)
+    assert whole.exit_code == 0
+    assert "model: model.onnx" in whole.stdout
+    copy = tmp_path / "copy"
+    shutil.copytree(deployed.folder, copy)
+    (copy / "model.onnx").write_bytes(b"changed")
+    changed = lctr("verify", copy)
+    assert changed.exit_code == 1
+    assert "model.onnx is not what its sidecar describes" in changed.stderr
+
+
+def test_a_tiny_training_runs_and_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    options = ("--preset", "lctr-nano", "--data", "shapes", "--images", "24", "--batch-size", "12", "--epochs", "1")
+    for name in ("a", "b"):
+        done = lctr("train", *options, "-o", tmp_path / f"{name}.safetensors")
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert (tmp_path / "a.statistics.safetensors").exists()
+    assert not (tmp_path / "a.safetensors.state").exists()
+
+
+# Typical mistakes.
+
+
+@pytest.mark.parametrize(
+    "command", [("evaluate",), ("inspect",), ("localize", "picture.png"), ("benchmark",), ("export",), ("verify",)]
+)
+def test_a_missing_file_is_named(command: tuple[str, ...], tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    name, *rest = command
+    told = refused(name, tmp_path / "none.onnx", *(picture for _ in rest))
+    assert "none.onnx does not exist: check the path." in told
+    assert told.count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("train", "--preset", "lctr-huge", "--data", "shapes", "-o", "x.safetensors"), "unknown preset 'lctr-huge'"),
+        (("train", "--preset", "lctr-nano", "--data", "shapes", "-o", "x.pth"), "x.pth does not end in .safetensors"),
+        (("train", "--preset", "lctr-nano", "--data", "coco:x", "-o", "x.safetensors"), "unknown data set 'coco:x'"),
+        (
+            ("train", "--preset", "lctr-nano", "--data", "shapes", "--freeze-backbone", "-o", "x.safetensors"),
+            "--freeze-backbone without --init",
+        ),
+        (("export", "{model}", "-o", "x.pb"), "x.pb does not end in .onnx"),
+        (("quantize", "{model}", "--images", "noise"), "does not end in .onnx"),
+        (("quantize", "{onnx}", "--images", "noise", "--method", "guess", "-o", "x.onnx"), "guess"),
+        (("build", "{onnx}", "--backend", "tensorflow", "-o", "x.engine"), "'tensorflow' is no backend"),
+        (("build", "{onnx}", "--backend", "tensorrt-rtx", "--target", "sm1", "-o", "x.engine"), "sm1"),
+        (("benchmark", "{onnx}", "--max-drop", "0.5"), "--max-drop needs images"),
+        (("benchmark", "{onnx}", "--max-p99", "soon"), "--max-p99 soon is no latency"),
+        (("evaluate", "{onnx}", "--split", "holdout"), "unknown split 'holdout'"),
+        (("synthesize", "{model}", "--count", "0", "-o", "x"), "0"),
+    ],
+)
+def test_wrong_usage_exits_with_2(
+    arguments: tuple[str, ...], complaint: str, deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"model": deployed.model, "onnx": deployed.folder / "model.onnx"}
+    assert complaint in refused(*(a.format(**places) for a in arguments), code=2)
+    assert os.listdir(tmp_path) == []  # noqa: PTH208 (hidden leftovers too)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("model.onnx", ("evaluate", "{file}")),
+        ("model.onnx", ("inspect", "{file}")),
+        ("model.onnx", ("quantize", "{file}", "--images", "noise", "-o", "{out}.onnx")),
+        ("model.onnx", ("build", "{file}", "--backend", "tensorrt-rtx", "-o", "{out}.engine")),
+        ("model.onnx", ("build", "{file}", "--backend", "onnxruntime", "-o", "{out}.engine")),
+        ("model.int8.engine", ("inspect", "{file}")),
+        ("model.int8.engine", ("benchmark", "{file}")),
+    ],
+)
+def test_a_truncated_file_is_refused(name: str, arguments: tuple[str, ...], deployed: Deployed, tmp_path: Path) -> None:
+    file = tmp_path / "cut" / name
+    file.parent.mkdir()
+    file.write_bytes((deployed.folder / name).read_bytes()[:100_000])
+    if name.endswith(".engine"):
+        shutil.copy(deployed.folder / f"{name}.json", file.parent)
+    out = tmp_path / "out"
+    out.mkdir()
+    told = refused(*(a.format(file=file, out=out / "made") for a in arguments))
+    assert str(file) in told
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["export", "evaluate", "synthesize", "deploy"])
+def test_a_truncated_checkpoint_is_refused(command: str, deployed: Deployed, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(deployed.model.read_bytes()[:100_000])
+    shutil.copy(deployed.model.with_name(f"{deployed.model.stem}.statistics.safetensors"), tmp_path)
+    output = () if command == "evaluate" else ("-o", tmp_path / "made.onnx")
+    assert "model.safetensors is no whole safetensors file" in refused(command, file, *output)
+    assert not (tmp_path / "made.onnx").exists()
+
+
+def test_what_is_no_image_is_refused_before_any_work(deployed: Deployed, tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("no picture")
+    told = refused("localize", deployed.model, tmp_path / "notes.png", "-o", tmp_path / "out")
+    assert "notes.png is no readable image" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_engine_that_cannot_run_here_says_why(deployed: Deployed) -> None:
+    assert "GPU" in refused("evaluate", deployed.folder / "model.int8.engine")
+
+
+def test_statistics_of_another_model_are_refused(deployed: Deployed, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    content = bytearray(deployed.model.read_bytes())
+    content[-1] ^= 1
+    other.write_bytes(content)
+    bundle = deployed.model.with_name(f"{deployed.model.stem}.statistics.safetensors")
+    told = refused("synthesize", other, "--statistics", bundle, "--count", "2", "-o", tmp_path / "s")
+    assert "other.safetensors" in told
+    assert not (tmp_path / "s").exists()
+
+
+def test_data_of_another_size_is_refused(deployed: Deployed, tmp_path: Path) -> None:
+    told = refused("deploy", deployed.model, "--data", f"cub:{tmp_path}", "-o", tmp_path / "out")
+    assert "name the folder that CUB-200-2011 was unpacked to" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(deployed: Deployed) -> None:
+    assert "/proc/none" in refused("export", deployed.model, "-o", "/proc/none/model.onnx")
