@@ -288,7 +288,9 @@ def export(model: Path, output: Path, as_json: bool) -> None:
     _require_suffix(output, ".onnx")
     from toolchain.stages import float_onnx
 
-    made = float_onnx(model, output)
+    with _steps() as step:
+        step("export and compare")
+        made = float_onnx(model, output)
     parity = made.artifact.metadata["parity"]
     if as_json:
         _print_json({"path": str(output), "reused": made.reused, "parity": parity})
@@ -368,26 +370,20 @@ def build(
     """Build an engine of the ONNX file MODEL; needs no GPU."""
     _require_suffix(model, ".onnx")
     from engines.backend import BatchProfile, BuildOptions
+    from engines.build import build
     from engines.onnx_graph import graph_from_onnx
-    from engines.registry import backend as backend_named
-    from engines.sealing import built
 
     target = model.with_suffix(".engine") if output == Path() else output
-    builder = backend_named(backend)
     options = BuildOptions(
         targets=targets,
         workspace=workspace * 2**20 if workspace is not None else None,
         batch=BatchProfile(*batch),
         metadata=graph_from_onnx(model).metadata,
     )
-    found = built(model, target, backend, options)
     start = time.monotonic()
-    if not found:
-        with _steps() as step:
-            found = builder.build(model, target, options, step("build"))
-        click.echo(f"Built in {time.monotonic() - start:.1f} s.")
-    else:
-        click.echo("Unchanged: reused.")
+    with _steps() as step:
+        _, reused = build(model, backend, target, options, step("build"))
+    click.echo("Unchanged: reused." if reused else f"Built in {time.monotonic() - start:.1f} s.")
     click.echo(target)
 
 
@@ -402,7 +398,9 @@ def inspect(file: Path, losses: bool, as_json: bool) -> None:
     """
     from engines.inspect import inspect
 
-    found = inspect(file)
+    with _steps() as step:
+        step("inspect")
+        found = inspect(file)
     if as_json:
         _print_json(found.as_dict())
         return
@@ -471,7 +469,7 @@ def benchmark(
     from calib.image_set import noise
     from engines.benchmark import Settings, benchmark
     from engines.registry import open_engine
-    from toolchain.comparison import accuracies, check_drop, check_p99, feeds_from_images
+    from toolchain.comparison import FEEDS, accuracies, check_drop, check_p99, feeds_from_images
     from toolchain.data.sources import open_data
     from toolchain.localizer import localizer_from_session
 
@@ -481,7 +479,7 @@ def benchmark(
         localizers = {name: localizer_from_session(session, name) for name, session in sessions.items()}
         window = next(iter(localizers.values())).card.preprocessing
         held_out = open_data(data, "test", window, images) if data else None
-        feeds = feeds_from_images(noise(4 * max(sizes), window.image_size, seed), sizes)
+        feeds = feeds_from_images(noise(FEEDS * max(sizes), window.image_size, seed), sizes)
         latency = benchmark(sessions, feeds, settings, step("latency")).as_dict()
         accuracy = accuracies(localizers, held_out, step("accuracy")) if held_out else {}
     if as_json:
@@ -513,14 +511,16 @@ def localize(file: Path, images: tuple[Path, ...], output: Path | None) -> None:
 
     pictures = [(path, read_image(path)) for path in images]
     found = []
-    with open_localizer(file) as localizer:
-        for path, picture in pictures:
+    with open_localizer(file) as localizer, _steps() as step:
+        progress = step("localize")
+        for done, (path, picture) in enumerate(pictures, 1):
             result = localize(localizer, picture)
             record = {"image": str(path), **result.as_dict()}
             if output:
                 drawn = localized(np.asarray(picture), result.window, result.map, result.box)
                 record["overlay"] = str(_write_overlay(png_bytes(drawn), output, path))
             found.append(record)
+            progress(done, len(pictures))
     _print_json(found)
 
 
@@ -591,7 +591,8 @@ def _print_json(value: Any) -> None:
 
 
 def _say_made(made: Made) -> None:
-    click.echo("Unchanged: reused." if made.reused else "", nl=made.reused)
+    if made.reused:
+        click.echo("Unchanged: reused.")
     click.echo(made.artifact.path)
 
 
@@ -649,7 +650,7 @@ def _numeric(rows: Sequence[Sequence[str]], column: int) -> bool:
 
 @contextmanager
 def _steps() -> Iterator[Step]:
-    """Progress bars on a terminal, one per step; nothing elsewhere."""
+    """A progress bar on a terminal, for one step after the other; nothing elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
@@ -672,11 +673,13 @@ def _steps() -> Iterator[Step]:
     with Bars(*columns, console=console, transient=True) as bars:
 
         def step(name: str) -> Progress:
-            # Shown with its first report: a step that was reused never reports.
-            task = bars.add_task(name, total=None, visible=False, note="")
+            # Steps follow one another: a new one means that the one before is over.
+            for finished in bars.task_ids:
+                bars.remove_task(finished)
+            task = bars.add_task(name, total=None, note="")
 
             def progress(done: int, total: int, note: str = "") -> None:
-                bars.update(task, completed=done, total=total, note=note, visible=done < total)
+                bars.update(task, completed=done, total=total, note=note)
 
             return progress
 

@@ -12,6 +12,7 @@ from calib import image_set
 from calib.synthesis import SynthesisConfig
 from engines.backend import BuildOptions
 from engines.benchmark import Settings, benchmark
+from engines.build import build
 from engines.inspect import inspect
 from engines.registry import backend, open_engine
 from toolchain import calibration, stages
@@ -220,7 +221,7 @@ def _engine(run: _Run, model: Path, int8: Path, output: Path, plan: Plan) -> tup
     if not availability.build:
         return None, availability.reason
     options = BuildOptions(targets=plan.targets, metadata=checkpoint.card_of(model).to_metadata())
-    engine = run.make("build engine", lambda progress: stages.engine(int8, ENGINE_BACKEND, output, options, progress))
+    engine = run.make("build engine", lambda progress: Made(*build(int8, ENGINE_BACKEND, output, options, progress)))
     return engine, "" if availability.run else availability.reason
 
 

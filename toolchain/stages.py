@@ -10,9 +10,6 @@ from torch import nn
 
 from calib import image_set, ranges, synthesis
 from calib import statistics as token_statistics
-from engines.backend import BuildOptions
-from engines.registry import backend
-from engines.sealing import built
 from exporters.files import metadata_of, read_onnx, write_onnx
 from exporters.parity import compare
 from exporters.placement import placement_from_model
@@ -203,13 +200,6 @@ def int8_onnx(
 def ranges_of(quantized: Path) -> Path:
     """Where the ranges of a quantized model stand: readable, one tensor a line."""
     return quantized.with_name(f"{quantized.stem}.ranges.json")
-
-
-def engine(model: Path, backend_name: str, output: Path, options: BuildOptions, progress: Progress = silent) -> Made:
-    """An engine of an ONNX file, for a backend by name."""
-    if found := built(model, output, backend_name, options):
-        return Made(found, True)
-    return Made(backend(backend_name).build(model, output, options, progress), False)
 
 
 def _facts(done: Quantized, chosen: ranges.Ranges) -> dict[str, object]:
