@@ -29,6 +29,8 @@ ONNX = "onnx"
 ONNX_INT8 = "onnx-int8"
 MIN_IMAGES = 8
 """The fewest training images that a class center is made of: a center of one image would be that image."""
+STATISTICS_IMAGES = 4096
+"""Training images that `train` takes statistics of, at most: a mean of thousands does not move with more."""
 KEPT_FLOAT = ("*_routing_fn_two*",)
 """Routing stays in float: two tiny layers in front of a sigmoid that scales every kernel of an image."""
 
@@ -52,8 +54,9 @@ def train(run: Run, output: Path, *, min_images: int = MIN_IMAGES, step: Step = 
         metadata={"validation": asdict(trained.validation), "epochs": [asdict(log) for log in trained.logs]},
         code=code_version("toolchain/model", "toolchain/training", "toolchain/data"),
     )
+    images = min(run.images or STATISTICS_IMAGES, STATISTICS_IMAGES)
     made = statistics(
-        output, run.data, statistics_of(output), images=run.images, min_images=min_images, progress=step("statistics")
+        output, run.data, statistics_of(output), images=images, min_images=min_images, progress=step("statistics")
     )
     return trained, made
 
