@@ -176,7 +176,7 @@ def deploy(
 @click.option("--preset", required=True, metavar="NAME", help="lctr-small (the paper's), lctr-tiny or lctr-nano.")
 @_data_option(None)
 @_output_option("Checkpoint to write, .safetensors.")
-@click.option("--init", type=PATH, help="Checkpoint to take the backbone from.")
+@click.option("--init", type=PATH, help="Checkpoint to start from: its backbone, and its head if of the same classes.")
 @click.option("--freeze-backbone", is_flag=True, help="Train the head alone, on cached features; needs --init.")
 @click.option("--images", type=int, help="Training images. Default: all.")
 @click.option("--epochs", type=int, help="Default: the recipe's, as for all options below.")
@@ -224,6 +224,8 @@ def train(
     )
     with _steps() as step:
         trained, made = train(Run(preset, data, recipe, init, freeze_backbone, images, device), output, step=step)
+    if trained.started:
+        click.echo(f"Started from the {trained.started} of {init}.")
     _accuracy_table([("validation images", trained.validation, None)])
     click.echo(f"{output}\n{made.artifact.path}")
 

@@ -87,12 +87,23 @@ def test_a_backbone_is_taken_and_the_head_is_left(saved: tuple[Lctr, Path]) -> N
     torch.manual_seed(1)
     target = Lctr(PRESETS["lctr-nano"], 5)
     head = {name: v.clone() for name, v in target.state_dict().items() if name.startswith(checkpoint.HEAD)}
-    checkpoint.load_backbone(target, path)
+    assert checkpoint.load_start(target, list("abcde"), path) == "backbone"
     for name, value in target.state_dict().items():
         expected = head[name] if name in head else source.state_dict()[name]
         assert torch.equal(value, expected), name
 
 
+@pytest.mark.parametrize(("classes", "taken"), [(("cat", "dog"), "backbone and head"), (("dog", "cat"), "backbone")])
+def test_a_head_is_taken_for_the_same_classes_alone(
+    saved: tuple[Lctr, Path], classes: tuple[str, str], taken: str
+) -> None:
+    torch.manual_seed(1)
+    target = Lctr(PRESETS["lctr-nano"], 2)
+    assert checkpoint.load_start(target, classes, saved[1]) == taken
+    same = [torch.equal(v, saved[0].state_dict()[n]) for n, v in target.state_dict().items()]
+    assert all(same) == (taken == "backbone and head")
+
+
 def test_a_backbone_of_another_size_is_refused(saved: tuple[Lctr, Path]) -> None:
     with pytest.raises(ModelError, match="does not hold the backbone of lctr-tiny"):
-        checkpoint.load_backbone(Lctr(PRESETS["lctr-tiny"], 2), saved[1])
+        checkpoint.load_start(Lctr(PRESETS["lctr-tiny"], 2), CARD.class_names, saved[1])

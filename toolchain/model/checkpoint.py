@@ -1,7 +1,7 @@
 """Localizers on disk: safetensors weights with the card in the metadata. No pickle is read or written."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,21 +65,30 @@ def card_of(path: Path) -> ModelCard:
     return card_from_metadata(metadata, str(path))
 
 
-def load_backbone(model: Lctr, path: Path) -> None:
-    """Fill the backbone of `model` from a file that has one; a head in the file is left out.
+def load_start(model: Lctr, class_names: Sequence[str], path: Path) -> str:
+    """Fill the backbone of `model` from a file that has one, and the head from a localizer of the same classes.
+
+    Returns:
+        what was taken, in words.
 
     Raises:
         ArtifactError: no such file, or no whole safetensors file.
         ModelError: a backbone of another shape.
     """
-    weights = {name: value for name, value in _weights(path).items() if not name.startswith(HEAD)}
+    weights = _weights(path)
+    head = {name: value for name, value in weights.items() if name.startswith(HEAD)}
+    backbone_weights = {name: value for name, value in weights.items() if name not in head}
     backbone = {name: value for name, value in model.state_dict().items() if not name.startswith(HEAD)}
-    problem = _difference(backbone, weights)
+    problem = _difference(backbone, backbone_weights)
     if problem:
         raise ModelError(
             f"{path} does not hold the backbone of {model.preset.name}: {problem}; choose the preset it was made for."
         )
-    model.load_state_dict(weights, strict=False)
+    model.load_state_dict(backbone_weights, strict=False)
+    if not head or card_of(path).class_names != tuple(class_names):
+        return "backbone"
+    model.load_state_dict(head, strict=False)
+    return "backbone and head"
 
 
 @contextmanager

@@ -60,7 +60,7 @@ class Run:
         preset: name of the architecture.
         data: as for `--data`.
         recipe: how.
-        init: a checkpoint to take the backbone from; None: from scratch.
+        init: a checkpoint to start from, its backbone, and its head where it is of the same classes; None: nothing.
         freeze_backbone: train the head alone, on cached features of the backbone; needs `init`.
         images: number of training images, all by default.
         device: `cpu` or `cuda`.
@@ -88,10 +88,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training: the log of each epoch, and metrics on the validation images, where tau was chosen."""
+    """A finished training.
+
+    Attributes:
+        logs: of each epoch.
+        validation: metrics on the validation images, where tau was chosen.
+        started: what was taken from `init`, in words; empty without one.
+    """
 
     logs: tuple[EpochLog, ...]
     validation: Evaluation
+    started: str
 
 
 def train_localizer(run: Run, output: Path, step: Step = unwatched) -> Trained:
@@ -114,8 +121,7 @@ def train_localizer(run: Run, output: Path, step: Step = unwatched) -> Trained:
     validation = open_data(run.data, "val", preprocessing)
     torch.manual_seed(run.recipe.schedule.seed)
     model = Lctr(preset, len(data.class_names), run.recipe.drop_path)
-    if run.init:
-        checkpoint.load_backbone(model, run.init)
+    started = checkpoint.load_start(model, data.class_names, run.init) if run.init else ""
     model.to(run.device)
     pool = pool_from_dataset(data, step("decode images"))
     if len(pool.labels) < run.recipe.batch_size:
@@ -136,7 +142,7 @@ def train_localizer(run: Run, output: Path, step: Step = unwatched) -> Trained:
     tau = choose_tau(outputs)
     checkpoint.save(model, ModelCard(preset.name, data.class_names, preprocessing, tau), output)
     state.unlink(missing_ok=True)
-    return Trained(tuple(logs), evaluate(outputs, tau))
+    return Trained(tuple(logs), evaluate(outputs, tau), started)
 
 
 def _batches(run: Run, model: Lctr, pool: Pool, preprocessing: Preprocessing, step: Step) -> Batches:
