@@ -44,6 +44,7 @@ class Product:
         kind: `linear` or `convolution` (constant weight), `attention` (a MatMul of two activations).
         quantized: per operand (activation and weight; both factors for attention), whether it comes from a DQ.
         output_quantized: a Q reads the result; an Add (the bias) may stand between.
+        shared_by: how many nodes read what comes from the DQ of its activation; 0 without one.
         stored_int8: the weight is an INT8 constant followed by a DQ, not a floating one followed by Q and DQ.
         softmax_readers: how many nodes read the softmax that feeds it; 0: no softmax does.
         unique: no other product has this name.
@@ -55,6 +56,7 @@ class Product:
     kind: str
     quantized: tuple[bool, bool]
     output_quantized: bool = False
+    shared_by: int = 0
     stored_int8: bool = False
     softmax_readers: int = 0
     unique: bool = True
@@ -134,6 +136,7 @@ class _Wiring:
             kind=kind,
             quantized=(self._dequantized(first), self._dequantized(second)),
             output_quantized=self._requantized(node.outputs[0]),
+            shared_by=self._shared_by(first),
             stored_int8=kind != "attention" and self._stored_int8(second),
             softmax_readers=max(readers, default=0),
             unique=unique,
@@ -148,6 +151,15 @@ class _Wiring:
     def _dequantized(self, tensor: str) -> bool:
         source = self._source(tensor, LAYOUT_OPS)
         return source is not None and source.op == "DequantizeLinear"
+
+    def _shared_by(self, tensor: str) -> int:
+        if not self._dequantized(tensor):
+            return 0
+        readers, node = len(self.readers[tensor]), self.maker[tensor]
+        while node.op in LAYOUT_OPS:
+            readers = max(readers, len(self.readers[node.inputs[0]]))
+            node = self.maker[node.inputs[0]]
+        return readers
 
     def _stored_int8(self, weight: str) -> bool:
         dq = self._source(weight, LAYOUT_OPS)

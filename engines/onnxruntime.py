@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +147,23 @@ class OnnxRuntimeBackend:
         settings = ort.SessionOptions()
         settings.log_severity_level = FATAL
         settings.intra_op_num_threads = self.threads or len(os.sched_getaffinity(0))
-        # Off by default on x86, and then half the signed-INT8 products of a model run in float (seen in 1.32).
-        settings.add_session_config_entry("session.qdqisint8allowed", "1")
+        # "0" turns signed activations into unsigned ones when a model is loaded. Where the CPU has VNNI that computes
+        # the same, and the product is ten times as fast (1.32, 20 products of the bundled model: 13.6 ms -> 1.0 ms).
+        # Elsewhere the unsigned kernels add pairs in 16 bits and saturate: there INT8 stays signed.
+        settings.add_session_config_entry("session.qdqisint8allowed", "0" if has_vnni() else "1")
+        # Threads that keep spinning after a run take the cores from whatever is measured next.
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
         return settings
+
+
+@cache
+def has_vnni() -> bool:
+    """The CPU multiplies unsigned by signed bytes into 32 bits; False where that is not known."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(flags)
 
 
 def source_products(path: Path) -> tuple[Product, ...]:

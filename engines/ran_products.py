@@ -69,8 +69,13 @@ def _loss(product: Product, kernel: Kernel, *, emulated: bool) -> Loss:
     if missing is not None:
         return missing
     if emulated:
-        return Loss("ONNX Runtime's CPU has INT8 kernels for fp32 models only", "export with --precision fp32")
+        return Loss(
+            "ONNX Runtime's CPU has INT8 kernels for fp32 models only", "keep the model in FP32 for this backend"
+        )
     if kernel.op in ("Conv", "FusedConv", "Gemm", "FusedGemm") and not product.output_quantized:
         what = "INT8 convolution" if product.op == "Conv" else "INT8 Gemm with a bias"
         return Loss(f"ONNX Runtime's {what} needs a Q on its output too", "accept fp32 here, or quantize the output")
+    if product.shared_by > 1:
+        reason = f"ONNX Runtime did not join the Q/DQ and the product: {product.shared_by} nodes read the same DQ"
+        return Loss(reason, "give each a DQ of its own")
     return Loss("ONNX Runtime did not join the Q/DQ and the product", "use int8 with zero point 0 on both operands")

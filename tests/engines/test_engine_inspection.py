@@ -3,9 +3,12 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from engines import onnxruntime
 from engines.backend import BatchProfile, BuildOptions
 from engines.inspect import inspect
 from engines.inspection import COMPILED, RAN, Inspection, inspection_from_dict
@@ -118,7 +121,10 @@ def test_rtx_an_interrupt_in_the_progress_stops_the_build(write_transformer: Wri
 
 
 @pytest.mark.parametrize("built", [False, True])
-def test_onnx_runtime_runs_quantized_linears_in_int8(write_transformer: Writer, tmp_path: Path, built: bool) -> None:
+def test_onnx_runtime_runs_quantized_linears_in_int8(
+    write_transformer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: bool
+) -> None:
+    monkeypatch.setattr(onnxruntime, "has_vnni", lambda: False)
     path = write_transformer(floats=("fc2",))
     if built:
         path = OnnxRuntimeBackend().build(path, tmp_path / "a.engine", BuildOptions()).path
@@ -133,6 +139,29 @@ def test_onnx_runtime_runs_quantized_linears_in_int8(write_transformer: Writer, 
         "fc2": "input and weight have no Q/DQ",
         "head": "ONNX Runtime's INT8 Gemm with a bias needs a Q on its output too",
     }
+
+
+def test_onnx_runtime_with_vnni_says_which_linears_share_a_dq(
+    write_transformer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "has_vnni", lambda: True)
+    inspection = inspect(write_transformer())
+    shared = {"q", "k", "v"}
+    assert types(inspection, "linear") == {n: "fp32" if n in shared | {"head"} else "int8" for n in LINEARS}
+    assert all("3 nodes read the same DQ" in losses(inspection)[name] for name in shared)
+
+
+def test_onnx_runtime_answers_the_same_with_vnni_and_without(
+    write_transformer: Writer, monkeypatch: pytest.MonkeyPatch, images: dict[str, Any]
+) -> None:
+    if not onnxruntime.has_vnni():
+        pytest.skip("this CPU has no VNNI: its unsigned kernels saturate")
+    answers = []
+    for vnni in (False, True):
+        monkeypatch.setattr(onnxruntime, "has_vnni", lambda vnni=vnni: vnni)
+        with OnnxRuntimeBackend().open(write_transformer()) as session:
+            answers.append(session.run(images)["logits"])
+    np.testing.assert_allclose(*answers, rtol=1e-5, atol=1e-6)
 
 
 def test_onnx_runtime_says_why_an_fp16_model_is_not_int8(write_transformer: Writer) -> None:

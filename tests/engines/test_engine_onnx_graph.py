@@ -23,9 +23,10 @@ def test_it_reads_what_the_onnx_package_reads(write_transformer: Callable[..., P
 def test_products_of_the_transformer(write_transformer: Callable[..., Path]) -> None:
     products = {p.name: p for p in products_of(graph_from_onnx(write_transformer(floats=("fc2",), attention_map=True)))}
     assert list(products) == ["patch", "q", "k", "v", "qk", "pv", "proj", "fc1", "fc2", "head"]
-    assert products["patch"] == Product("patch", "Conv", "patch.out", "convolution", (True, True))
+    assert products["patch"] == Product("patch", "Conv", "patch.out", "convolution", (True, True), shared_by=1)
+    assert [products[name].shared_by for name in ("q", "k", "v", "proj", "fc1")] == [3, 3, 3, 1, 1]
     assert products["fc2"] == Product("fc2", "MatMul", "fc2.product", "linear", (False, False))
-    assert products["head"] == Product("head", "Gemm", "head.out", "linear", (True, True))
+    assert products["head"] == Product("head", "Gemm", "head.out", "linear", (True, True), shared_by=1)
     assert products["qk"] == Product("qk", "MatMul", "scores", "attention", (False, False))
     # Between the mixed heads and the Q of `proj` there is only a change of layout.
     assert products["pv"] == Product("pv", "MatMul", "mixed", "attention", (False, False), True, softmax_readers=2)
@@ -52,9 +53,10 @@ def test_a_weight_may_reach_its_product_through_anything_constant() -> None:
         )
     )
     assert found == (
-        Product("linear", "MatMul", "linear", "linear", (True, True)),
-        Product("left", "MatMul", "left", "linear", (True, True)),
-        Product("attention", "MatMul", "attention", "attention", (True, True)),
+        # The reshaped activation is read by three.
+        Product("linear", "MatMul", "linear", "linear", (True, True), shared_by=3),
+        Product("left", "MatMul", "left", "linear", (True, True), shared_by=3),
+        Product("attention", "MatMul", "attention", "attention", (True, True), shared_by=3),
     )
 
 
