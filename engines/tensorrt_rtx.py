@@ -3,12 +3,12 @@
 Running needs a GPU of the builder's architectures and a GPU runtime, which this version does not ship: `open` says so.
 """
 
+import multiprocessing
 import re
-import threading
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,7 @@ from engines.layer_dump import layer_dump_from_log
 from engines.onnx_graph import graph_from_onnx, products_of
 from engines.sealing import opened, sealed
 from toolchain.artifacts import Artifact, gpu_description, writing
-from toolchain.errors import BackendError, BackendUnavailable, UsageError
+from toolchain.errors import BackendError, BackendUnavailable, LctrError, UsageError
 from toolchain.progress import Progress, silent
 
 MODULE = "tensorrt_rtx"
@@ -36,9 +36,6 @@ REMEDIES = (
 REMEDY = "check the model with ONNX Runtime, or export it again"
 PLACE = re.compile(r",? *In \w+ at /_src/[^\s)]*")
 """Where in its own source the builder stopped: of no use to a user."""
-
-_building = threading.Lock()
-"""The vendor's library keeps one logger per process, so two builds at once would read each other's log."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,9 @@ class TensorRTRTXBackend:
     def build(self, model: Path, output: Path, options: BuildOptions, progress: Progress = silent) -> Artifact:
         """Compile; the sidecar's `compiled` is the `Inspection` of what the builder listed."""
         products = products_of(graph_from_onnx(model))
-        with _building:
-            engine, log = _Build(_vendor(), model, options, progress).run()
+        if find_spec(MODULE) is None:
+            raise BackendUnavailable(f"TensorRT-RTX is not installed here: {INSTALL}.")
+        engine, log = _compiled(model, options, progress)
         with writing(output) as temporary:
             temporary.write_bytes(engine)
         inspection = inspection_from_dump(self.name, products, layer_dump_from_log(log))
@@ -72,15 +70,55 @@ class TensorRTRTXBackend:
         raise BackendUnavailable(f"{engine} is compiled ahead of time, not run: {reason}")
 
 
+def _compiled(model: Path, options: BuildOptions, progress: Progress) -> tuple[bytes, str]:
+    """The engine and the builder's log, from a process of its own.
+
+    The library keeps state between builds: with 1.7.1, a portable build after one that was refused for SM75 has its
+    convolutions in FP32. It also listens to one logger per process only, and a crash in it would be ours.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    builder = context.Process(target=_compile, args=(theirs, model, replace(options, metadata={})), daemon=True)
+    builder.start()
+    theirs.close()
+    try:
+        while True:
+            match ours.recv():
+                case ("step", done, total, note):
+                    progress(done, total, note)
+                case ("engine", plan, log):
+                    return plan, log
+                case ("error", error):
+                    raise error
+    except EOFError as error:
+        builder.join()
+        raise BackendError(
+            f"TensorRT-RTX's builder ended with status {builder.exitcode} on {model}: free memory, or export it again."
+        ) from error
+    finally:
+        # Finished already, or its answer is no longer wanted: an error, or the user's interrupt.
+        builder.kill()
+        builder.join()
+
+
+def _compile(answer: Connection, model: Path, options: BuildOptions) -> None:
+    def progress(done: int, total: int, note: str = "") -> None:
+        answer.send(("step", done, total, note))
+
+    try:
+        answer.send(("engine", *_Build(_vendor(), model, options, progress).run()))
+    except LctrError as error:
+        answer.send(("error", error))
+
+
 class _Build:
     """One build. The vendor's objects refer to one another without owning: all live as long as this one."""
 
     def __init__(self, trt: ModuleType, model: Path, options: BuildOptions, progress: Progress) -> None:
         self.trt = trt
         self.model = model
-        self.log = _logger()
-        self.log.lines.clear()
-        self.monitor = _monitor_class()(progress)
+        self.log = _logger(trt)
+        self.monitor = _monitor(trt, progress)
         self.builder = trt.Builder(self.log)
         self.config = self._config(options)
         # The only typing there is in TensorRT-RTX is strong: types come from the ONNX file.
@@ -91,14 +129,10 @@ class _Build:
     def run(self) -> tuple[bytes, str]:
         """The engine and the builder's verbose log."""
         plan = self.builder.build_serialized_network(self.network, self.config)
-        if self.monitor.error is not None:
-            raise self.monitor.error
         if plan is None:
             raise self._refused()
         self.monitor.finish()
-        log = "\n".join(text for _, text in self.log.lines)
-        self.log.lines.clear()
-        return bytes(plan), log
+        return bytes(plan), "\n".join(text for _, text in self.log.lines)
 
     def _config(self, options: BuildOptions) -> Any:
         known = {n.lower(): c for n, c in self.trt.ComputeCapability.__members__.items() if n.startswith("SM")}
@@ -180,10 +214,8 @@ def _vendor() -> ModuleType:
     return module
 
 
-@cache
-def _logger() -> Any:
-    """The process's one logger: the library keeps the first it is given and ignores all later ones."""
-    trt = _vendor()
+def _logger(trt: ModuleType) -> Any:
+    """Keeps every line."""
 
     class Recorder(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -196,17 +228,12 @@ def _logger() -> Any:
     return Recorder()
 
 
-@cache
-def _monitor_class() -> Any:
-    trt = _vendor()
-
+def _monitor(trt: ModuleType, progress: Progress) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         """Tells `progress` the steps of the outermost phase; inner phases have no share of the whole that is known."""
 
-        def __init__(self, progress: Progress) -> None:
+        def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.progress = progress
-            self.error: BaseException | None = None
             self.outer: tuple[str, int] | None = None
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
@@ -218,16 +245,12 @@ def _monitor_class() -> Any:
 
         def step_complete(self, name: str, step: int) -> bool:
             if self.outer and name == self.outer[0]:
-                try:
-                    self.progress(step + 1, self.outer[1], name)
-                except BaseException as error:
-                    # The library would swallow it: cancel the build here, raise it once the builder has returned.
-                    self.error = error
-            return self.error is None
+                progress(step + 1, self.outer[1], name)
+            return True
 
         def finish(self) -> None:
             # The builder leaves its last step out.
             if self.outer:
-                self.progress(self.outer[1], self.outer[1], self.outer[0])
+                progress(self.outer[1], self.outer[1], self.outer[0])
 
-    return Monitor
+    return Monitor()

@@ -47,6 +47,8 @@ def verify(path: Path) -> tuple[Checked, ...]:
     Raises:
         ArtifactError: nothing is there, or no artifact.
     """
+    # `.` has no name that a sidecar could be found by.
+    path = path.resolve()
     if not path.exists():
         raise ArtifactError(f"{path} does not exist: check the path.")
     # A folder with a sidecar of its own is one artifact.

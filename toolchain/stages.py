@@ -31,6 +31,8 @@ MIN_IMAGES = 8
 """The fewest training images that a class center is made of: a center of one image would be that image."""
 STATISTICS_IMAGES = 4096
 """Training images that `train` takes statistics of, at most: a mean of thousands does not move with more."""
+SYNTHESIS = ("calib/synthesis.py", "calib/generator.py", "calib/losses.py", "calib/tokens.py", "calib/image_set.py")
+"""The source that synthetic images depend on."""
 KEPT_FLOAT = ("*_routing_fn_two*",)
 """Routing stays in float: two tiny layers in front of a sigmoid that scales every kernel of an image."""
 
@@ -79,7 +81,7 @@ def statistics(
     network, card = checkpoint.load(model)
     parameters = {"data": data, "images": images, "min_images": min_images}
     inputs = {"model": model, **files_of(data, card.preprocessing)}
-    code = code_version("calib", "toolchain/model", "toolchain/data")
+    code = code_version("calib/statistics.py", "calib/tokens.py", "toolchain/model", "toolchain/data")
     found = reusable(output, token_statistics.KIND, parameters=parameters, inputs=inputs, code=code)
     if found:
         return Made(found, True)
@@ -117,7 +119,7 @@ def synthetic(
     """Synthetic calibration images by FDDA, from the model and its statistics alone; `bundle` None: without them."""
     parameters = {"count": count, "steps": steps, "seed": seed}
     inputs = {"model": model} | ({"statistics": bundle} if bundle else {})
-    code = code_version("calib", "toolchain/model")
+    code = code_version(*SYNTHESIS, "toolchain/model")
     found = reusable(output, image_set.KIND, parameters=parameters, inputs=inputs, code=code)
     if found:
         return Made(found, True)
@@ -176,7 +178,7 @@ def int8_onnx(
     """Explicit Q/DQ with ranges observed on `source`; the ranges themselves stand beside, in `STEM.ranges.json`."""
     parameters = {**source.parameters, "method": method, "keep_float": list(keep_float)}
     inputs = {"model": model, **source.inputs}
-    code = code_version("exporters", "calib")
+    code = code_version("exporters", "calib/histograms.py", "calib/thresholds.py", "calib/ranges.py")
     found = reusable(output, ONNX_INT8, parameters=parameters, inputs=inputs, code=code)
     if found:
         return Made(found, True)

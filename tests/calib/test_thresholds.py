@@ -144,14 +144,14 @@ def test_entropy_of_a_single_far_value_is_max():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_auto_is_within_its_margin_of_the_least_error(kind):
+def test_auto_clips_least_of_what_costs_a_bit_at_most(kind):
     histogram = drawn(4, kind)
     chosen = threshold_of(histogram, "auto")
     rivals = {name: threshold_of(histogram, name) for name in METHODS}
     least = min(r.error for r in rivals.values())
     assert chosen == rivals[chosen.method]
-    assert chosen.error <= least * 1.01
-    assert all(r.amax <= chosen.amax for r in rivals.values() if r.error <= least * 1.01)
+    assert chosen.error <= least * 4
+    assert all(r.amax <= chosen.amax for r in rivals.values() if r.error <= least * 4)
 
 
 def test_auto_keeps_the_whole_range_where_clipping_gains_nothing():

@@ -111,6 +111,16 @@ def test_rtx_a_refusal_is_one_sentence_with_cause_and_remedy(write_transformer: 
     assert not (tmp_path / "a").exists()
 
 
+def test_rtx_a_refused_build_leaves_nothing_behind(write_transformer: Writer, tmp_path: Path) -> None:
+    """In one process, TensorRT-RTX 1.7.1 compiled convolutions in FP32 after a build that was refused for SM75."""
+    model = write_transformer()
+    before = types(compiled(model), "convolution")
+    assert before == {"patch": "int8"}
+    with pytest.raises(BackendError):
+        TensorRTRTXBackend().build(model, tmp_path / "b", BuildOptions(targets=("sm75",)))
+    assert types(compiled(model), "convolution") == before
+
+
 def test_rtx_an_interrupt_in_the_progress_stops_the_build(write_transformer: Writer, tmp_path: Path) -> None:
     def interrupt(done: int, total: int, note: str = "") -> None:
         raise KeyboardInterrupt

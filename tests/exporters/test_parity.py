@@ -90,10 +90,10 @@ def test_a_batch_that_is_not_dynamic_is_found(model, saved):
 
 
 def test_refuses_what_is_no_model_or_another(model, saved, tmp_path):
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="check the path"):
         compare(model, tmp_path / "absent.onnx", image_size=16)
     (tmp_path / "text.onnx").write_text("no model")
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="no whole ONNX model"):
         compare(model, tmp_path / "text.onnx", image_size=16)
     with pytest.raises(ModelError, match=r"2 outputs \(logits, map\) and the model 1"):
         compare(nn.Flatten(), saved(), image_size=16)

@@ -46,13 +46,15 @@ def test_the_box_is_exact():
 
 
 def test_the_image_changes_where_the_object_is_and_nowhere_else():
-    # The same stream draws the same scene of another class: what differs lies in the object.
+    # The same stream draws the same scene of another class. Light and grain are drawn last, from what colours left of
+    # the stream: outside the object the images are the same but for those two.
     for index in range(10):
         one, other = (draw_scene(np.random.default_rng([9, index]), label) for label in (0, 1))
         assert (one.body == other.body).all()
-        differs = (one.image != other.image).any(-1)
-        assert differs.any()
-        assert not (differs & ~one.body).any()
+        alike = [
+            np.corrcoef(one.image[where].ravel(), other.image[where].ravel())[0, 1] for where in (~one.body, one.body)
+        ]
+        assert alike[0] > 0.95 > alike[1]
 
 
 def test_the_emblem_names_the_class_and_its_box_is_never_right():
