@@ -187,6 +187,7 @@ def deploy(
 @click.option("--cutmix", type=float, help="Share of the batches that are mixed.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @_seed_option
+@_json_option
 def train(
     preset: str,
     data: str,
@@ -202,6 +203,7 @@ def train(
     cutmix: float | None,
     device: str,
     seed: int,
+    as_json: bool,
 ) -> None:
     """Train a localizer from image-level labels, and take its statistics.
 
@@ -224,6 +226,10 @@ def train(
     )
     with _steps() as step:
         trained, made = train(Run(preset, data, recipe, init, freeze_backbone, images, device), output, step=step)
+    if as_json:
+        record = {"path": str(output), "statistics": str(made.artifact.path), "started": trained.started}
+        _print_json({**record, "validation": _fields(trained.validation)})
+        return
     if trained.started:
         click.echo(f"Started from the {trained.started} of {init}.")
     _accuracy_table([("validation images", trained.validation, None)])

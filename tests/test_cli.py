@@ -186,8 +186,9 @@ def test_verify_finds_what_was_changed(deployed: Deployed, tmp_path: Path) -> No
 def test_a_tiny_training_runs_and_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     options = ("--preset", "lctr-nano", "--data", "shapes", "--images", "24", "--batch-size", "12", "--epochs", "1")
     for name in ("a", "b"):
-        done = lctr("train", *options, "-o", tmp_path / f"{name}.safetensors")
+        done = lctr("train", *options, "-o", tmp_path / f"{name}.safetensors", "--json")
         assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["validation"]["images"] == 600
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert (tmp_path / "a.statistics.safetensors").exists()
     assert not (tmp_path / "a.safetensors.state").exists()
