@@ -55,8 +55,9 @@ class TensorRTRTXBackend:
     def build(self, model: Path, output: Path, options: BuildOptions, progress: Progress = silent) -> Artifact:
         """Compile; the sidecar's `compiled` is the `Inspection` of what the builder listed."""
         products = products_of(graph_from_onnx(model))
-        if find_spec(MODULE) is None:
-            raise BackendUnavailable(f"TensorRT-RTX is not installed here: {INSTALL}.")
+        availability = self.availability()
+        if not availability.build:
+            raise BackendUnavailable(availability.reason)
         engine, log = _compiled(model, options, progress)
         with writing(output) as temporary:
             temporary.write_bytes(engine)
@@ -66,8 +67,7 @@ class TensorRTRTXBackend:
     def open(self, engine: Path) -> AbstractContextManager[Session]:
         """Refuse, after the engine itself was found whole: BackendUnavailable says what is missing here."""
         opened(engine, self.name)
-        reason = _why_not_run(installed=find_spec(MODULE) is not None)
-        raise BackendUnavailable(f"{engine} is compiled ahead of time, not run: {reason}")
+        raise BackendUnavailable(f"{engine} is compiled ahead of time, not run: {self.availability().reason}")
 
 
 def _compiled(model: Path, options: BuildOptions, progress: Progress) -> tuple[bytes, str]:

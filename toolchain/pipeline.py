@@ -104,7 +104,7 @@ def deploy(
             f"`lctr statistics {model} --data {plan.data}`."
         )
     run = _Run(step, ended)
-    compiled = _compile(run, model, bundle, output, plan)
+    compiled = _compile(run, model, card, bundle, output, plan)
     latency = run.make(
         "benchmark", lambda progress: _latency(compiled, card, plan, output / "benchmark.json", progress)
     )
@@ -187,7 +187,7 @@ class _Compiled:
     not_run: str
 
 
-def _compile(run: _Run, model: Path, bundle: Path, output: Path, plan: Plan) -> _Compiled:
+def _compile(run: _Run, model: Path, card: ModelCard, bundle: Path, output: Path, plan: Plan) -> _Compiled:
     synthetic = run.make(
         "synthetic images",
         lambda progress: stages.synthetic(
@@ -203,7 +203,7 @@ def _compile(run: _Run, model: Path, bundle: Path, output: Path, plan: Plan) -> 
     fp32 = run.make("export", lambda progress: stages.float_onnx(model, output / "model.onnx"))
     source = replace(calibration.folder(synthetic), description=f"{plan.calibration_images} synthetic images")
     int8 = _quantized(run, fp32, source, output / "model.int8.onnx", plan)
-    engine, not_run = _engine(run, model, int8, output / "model.int8.engine", plan)
+    engine, not_run = _engine(run, card, int8, output / "model.int8.engine", plan)
     return _Compiled(synthetic, fp32, int8, engine, not_run)
 
 
@@ -214,13 +214,13 @@ def _quantized(run: _Run, fp32: Path, source: CalibrationSource, output: Path, p
     )
 
 
-def _engine(run: _Run, model: Path, int8: Path, output: Path, plan: Plan) -> tuple[Path | None, str]:
+def _engine(run: _Run, card: ModelCard, int8: Path, output: Path, plan: Plan) -> tuple[Path | None, str]:
     """The engine, and why it cannot run here; without its builder no engine, and the reason."""
     builder = backend(ENGINE_BACKEND)
     availability = builder.availability()
     if not availability.build:
         return None, availability.reason
-    options = BuildOptions(targets=plan.targets, metadata=checkpoint.card_of(model).to_metadata())
+    options = BuildOptions(targets=plan.targets, metadata=card.to_metadata())
     engine = run.make("build engine", lambda progress: Made(*build(int8, ENGINE_BACKEND, output, options, progress)))
     return engine, "" if availability.run else availability.reason
 

@@ -78,13 +78,14 @@ def statistics(
     progress: Progress = silent,
 ) -> Made:
     """Token-statistic centers of a localizer over the training images of `data`."""
-    network, card = checkpoint.load(model)
+    card = checkpoint.card_of(model)
     parameters = {"data": data, "images": images, "min_images": min_images}
     inputs = {"model": model, **files_of(data, card.preprocessing)}
     code = code_version("calib/statistics.py", "calib/tokens.py", "toolchain/model", "toolchain/data")
     found = reusable(output, token_statistics.KIND, parameters=parameters, inputs=inputs, code=code)
     if found:
         return Made(found, True)
+    network, _ = checkpoint.load(model)
     training = open_data(data, "train", card.preprocessing, images)
 
     def labelled() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
