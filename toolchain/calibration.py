@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calib import image_set
-from toolchain.data.sources import open_data
+from toolchain.data.sources import files_of, open_data
 from toolchain.evaluation import batches
 from toolchain.preprocessing import Preprocessing
 
@@ -57,12 +57,12 @@ def noise(count: int, seed: int) -> CalibrationSource:
     return CalibrationSource(f"{count} noise images", count, {"images": "noise", "count": count, "seed": seed}, images)
 
 
-def training_images(data: str, count: int) -> CalibrationSource:
+def training_images(data: str, count: int, window: Preprocessing) -> CalibrationSource:
     """Real training images: the arm that shows what the synthetic ones are measured against."""
 
     def images(preprocessing: Preprocessing) -> Iterator[Floats]:
         real = open_data(data, "train", preprocessing, count)
         return (batch for batch, _, _ in batches(real, preprocessing, BATCH))
 
-    description = f"{count} real training images"
-    return CalibrationSource(description, count, {"images": "training", "data": data, "count": count}, images)
+    parameters = {"images": "training", "data": data, "count": count}
+    return CalibrationSource(f"{count} real training images", count, parameters, images, files_of(data, window))

@@ -112,7 +112,10 @@ def deploy(
     arms = {FP32: compiled.fp32, FDDA: compiled.int8}
     others = {
         NOISE: (calibration.noise(plan.calibration_images, plan.seed), "model.int8-noise.onnx"),
-        REAL: (calibration.training_images(plan.data, plan.calibration_images), "model.int8-real.onnx"),
+        REAL: (
+            calibration.training_images(plan.data, plan.calibration_images, card.preprocessing),
+            "model.int8-real.onnx",
+        ),
     }
     for name, (source, file) in others.items():
         arms[name] = _quantized(run, compiled.fp32, source, output / file, plan)

@@ -19,14 +19,14 @@ def test_a_folder_is_cropped_and_normalized(tmp_path: Path) -> None:
 
 
 def test_noise_and_training_images_come_in_the_number_asked_for() -> None:
-    for source in (calibration.noise(6, 0), calibration.training_images("shapes", 6)):
+    for source in (calibration.noise(6, 0), calibration.training_images("shapes", 6, PREPROCESSING)):
         batches = list(source.images(PREPROCESSING))
         assert sum(map(len, batches)) == source.count == 6
         assert max(map(len, batches)) <= calibration.BATCH
 
 
 def test_training_images_are_those_of_the_training_split() -> None:
-    first = next(calibration.training_images("shapes", 2).images(PREPROCESSING))
+    first = next(calibration.training_images("shapes", 2, PREPROCESSING).images(PREPROCESSING))
     expected = PREPROCESSING.normalize(np.stack([Shapes("train")[i].image for i in range(2)]))
     assert np.array_equal(first, expected)
 
