@@ -19,20 +19,19 @@ class Preprocessing:
 
     Attributes:
         image_size: side S of the square network input, pixels.
-        resize: length of the short side before the centre crop, pixels.
+        resize: length of the short side before the centre crop, pixels; None: the whole image is squashed to S x S.
         mean: per RGB channel, of pixels in [0, 1].
         std: likewise.
     """
 
     image_size: int
-    resize: int
+    resize: int | None
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     def crop(self, image: Image.Image) -> NDArray[np.uint8]:
-        """An image of any size as (S, S, 3) uint8 RGB: bilinear resize of the short side, centre crop."""
-        scale, left, top = self._window(image.size)
-        size = (round(image.width * scale), round(image.height * scale))
+        """An image of any size as (S, S, 3) uint8 RGB: bilinear resize, centre crop."""
+        size, left, top = self._window(image.size)
         image = image.convert("RGB")
         if size != image.size:
             image = image.resize(size, Image.Resampling.BILINEAR)
@@ -40,18 +39,21 @@ class Preprocessing:
 
     def crop_box(self, box: Box, size: tuple[int, int]) -> Box:
         """A box of an image of `size` (width, height) in the coordinates of `crop`'s result, clipped to it."""
-        scale, left, top = self._window(size)
+        _, left, top = self._window(size)
+        scales = self._scales(size) * 2
         x0, y0, x1, y1 = (
-            float(np.clip(v * scale - o, 0, self.image_size)) for v, o in zip(box, (left, top) * 2, strict=True)
+            float(np.clip(v * scale - offset, 0, self.image_size))
+            for v, scale, offset in zip(box, scales, (left, top) * 2, strict=True)
         )
         return x0, y0, x1, y1
 
     def uncrop_box(self, box: Box, size: tuple[int, int]) -> Box:
         """The inverse of `crop_box`, clipped to the image."""
-        scale, left, top = self._window(size)
-        limits = size * 2
+        _, left, top = self._window(size)
+        scales = self._scales(size) * 2
         x0, y0, x1, y1 = (
-            float(np.clip((v + o) / scale, 0, limit)) for v, o, limit in zip(box, (left, top) * 2, limits, strict=True)
+            float(np.clip((v + offset) / scale, 0, limit))
+            for v, scale, offset, limit in zip(box, scales, (left, top) * 2, size * 2, strict=True)
         )
         return x0, y0, x1, y1
 
@@ -67,10 +69,17 @@ class Preprocessing:
         ends = [((level - mean) / std) for mean, std in zip(self.mean, self.std, strict=True) for level in (0, 1)]
         return max(map(abs, ends))
 
-    def _window(self, size: tuple[int, int]) -> tuple[float, int, int]:
-        scale = self.resize / min(size)
-        left, top = ((round(side * scale) - self.image_size) // 2 for side in size)
-        return scale, left, top
+    def _scales(self, size: tuple[int, int]) -> tuple[float, float]:
+        """Horizontal and vertical: one and the same unless the image is squashed."""
+        if self.resize is None:
+            return self.image_size / size[0], self.image_size / size[1]
+        return (self.resize / min(size),) * 2
+
+    def _window(self, size: tuple[int, int]) -> tuple[tuple[int, int], int, int]:
+        """Size after the resize, and the corner of the crop in it."""
+        across, down = self._scales(size)
+        resized = round(size[0] * across), round(size[1] * down)
+        return resized, (resized[0] - self.image_size) // 2, (resized[1] - self.image_size) // 2
 
 
 def read_image(path: Path) -> Image.Image:

@@ -25,7 +25,7 @@ class TwoImages:
         return 2
 
     def __getitem__(self, index: int) -> Sample:
-        return Sample(np.full((4, 4, 3), 255 * index, np.uint8), index, (0.0, 0.0, 4.0, 4.0), str(index))
+        return Sample(np.full((4, 4, 3), 255 * index, np.uint8), index, ((0.0, 0.0, 4.0, 4.0),), str(index))
 
 
 def localizer(gain: float) -> Localizer:

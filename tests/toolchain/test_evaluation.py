@@ -89,7 +89,7 @@ class Numbered:
         return 5
 
     def __getitem__(self, index: int) -> Sample:
-        return Sample(np.full((8, 8, 3), index, np.uint8), index % 2, (0, 0, index + 1, 8), str(index))
+        return Sample(np.full((8, 8, 3), index, np.uint8), index % 2, ((0, 0, index + 1, 8),), str(index))
 
 
 def brightness(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

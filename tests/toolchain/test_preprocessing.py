@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,14 @@ def test_uncrop_is_the_inverse_of_crop(width, height, across, down):
     assert 0 <= there[0] <= there[2] <= width
     assert 0 <= there[1] <= there[3] <= height
     assert preprocessing.crop_box(there, (width, height)) == pytest.approx(box, abs=1e-6)
+
+
+def test_without_a_short_side_the_whole_image_is_squashed_and_boxes_with_it():
+    squash = replace(EIGHT, resize=None)
+    picture = Image.fromarray(noise(40, 16))
+    assert (squash.crop(picture) == np.asarray(picture.resize((8, 8), Image.Resampling.BILINEAR))).all()
+    assert squash.crop_box((10, 4, 40, 16), (40, 16)) == (2, 2, 8, 8)
+    assert squash.uncrop_box((2, 2, 8, 8), (40, 16)) == (10, 4, 40, 16)
 
 
 def test_normalize_by_hand():

@@ -165,7 +165,7 @@ class Boxed:
         return 3
 
     def __getitem__(self, index: int) -> Sample:
-        return Sample(np.full((16, 16, 3), index, np.uint8), index, (float("nan"),) * 4, str(index))
+        return Sample(np.full((16, 16, 3), index, np.uint8), index, ((float("nan"),) * 4,), str(index))
 
 
 def test_boxes_never_reach_the_pool():

@@ -109,7 +109,7 @@ class Cub:
         photo = self._photos[index]
         image = read_image(self._images / photo.path)
         box = self._preprocessing.crop_box(photo.box, image.size)
-        return Sample(self._preprocessing.crop(image), photo.label, box, photo.path)
+        return Sample(self._preprocessing.crop(image), photo.label, (box,), photo.path)
 
 
 def lists_of(root: Path) -> dict[str, Path]:

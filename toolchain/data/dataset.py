@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from toolchain.errors import DataError
 from toolchain.preprocessing import Box
 
 SPLITS = ("train", "val", "test")
@@ -18,14 +19,26 @@ class Sample:
     Attributes:
         image: (S, S, 3) uint8 RGB.
         label: class index.
-        box: of the labelled object, in pixels of `image`. For evaluation: training never reads it.
+        boxes: around the labelled objects, in pixels of `image`; empty where none are known. For evaluation: training
+            never reads them.
         name: file name or index, for messages.
     """
 
     image: NDArray[np.uint8]
     label: int
-    box: Box
+    boxes: tuple[Box, ...]
     name: str
+
+    @property
+    def box(self) -> Box:
+        """The first box: protocol `lctr` knows one per image.
+
+        Raises:
+            DataError: none is known.
+        """
+        if not self.boxes:
+            raise DataError(f"image {self.name} has no box, and localization cannot be judged: use another split.")
+        return self.boxes[0]
 
 
 class DataSet(Protocol):

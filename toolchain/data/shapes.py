@@ -130,7 +130,7 @@ class Shapes:
         if not 0 <= index < self._size:
             raise IndexError(index)
         scene = draw_scene(np.random.default_rng([SPLIT_SEEDS[self._split], index]), index % len(CLASSES))
-        return Sample(scene.image, scene.label, mask_box(scene.body), f"{self._split}/{index}")
+        return Sample(scene.image, scene.label, (mask_box(scene.body),), f"{self._split}/{index}")
 
 
 def mask_box(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
