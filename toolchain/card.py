@@ -9,6 +9,8 @@ from toolchain.errors import ModelError
 from toolchain.preprocessing import Preprocessing
 
 KEYS = ("preset", "class_names", "preprocessing", "tau", "protocol")
+BACKBONE = "backbone"
+"""What a backbone's card says it is, and the kind of the artifact."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,39 @@ class ModelCard:
         }
 
 
+@dataclass(frozen=True)
+class BackboneCard:
+    """What weights carry that a localizer can be trained on, and that are none.
+
+    Attributes:
+        preset: name of the architecture.
+        origin: where the weights are from, in words.
+    """
+
+    preset: str
+    origin: str
+
+    def to_metadata(self) -> dict[str, str]:
+        """As strings; a localizer's card has no key `kind`."""
+        return {"kind": BACKBONE, "preset": self.preset, "origin": self.origin}
+
+
 def card_from_metadata(metadata: Mapping[str, str], source: str) -> ModelCard:
-    """The card in a file's metadata.
+    """The card of a localizer in a file's metadata.
 
     Args:
         metadata: what the file carries; other keys are ignored.
         source: file name, for the message.
 
     Raises:
-        ModelError: a key is missing or unreadable.
+        ModelError: a backbone's card, or a key is missing or unreadable.
     """
     try:
+        if metadata.get("kind") == BACKBONE:
+            raise ModelError(
+                f"{source} is a backbone without a localizer ({metadata['origin']}): train one on it with "
+                f"`lctr train --preset {metadata['preset']} --init {source}`."
+            )
         window = json.loads(metadata["preprocessing"])
         return ModelCard(
             preset=metadata["preset"],

@@ -1,6 +1,6 @@
 import pytest
 
-from toolchain.card import KEYS, ModelCard, card_from_metadata
+from toolchain.card import KEYS, BackboneCard, ModelCard, card_from_metadata
 from toolchain.errors import ModelError
 from toolchain.preprocessing import Preprocessing
 
@@ -26,3 +26,11 @@ def test_a_missing_key_is_named(key: str) -> None:
 def test_an_unreadable_value_is_refused(key: str, value: str) -> None:
     with pytest.raises(ModelError, match=r"m.onnx is unreadable"):
         card_from_metadata({**CARD.to_metadata(), key: value}, "m.onnx")
+
+
+def test_a_backbone_s_card_is_no_localizer_s() -> None:
+    metadata = BackboneCard("lctr-small", "DeiT, deit.pth").to_metadata()
+    told = r"b.safetensors is a backbone .+ \(DeiT, deit.pth\): train .+ `lctr train --preset lctr-small --init b.safe"
+    with pytest.raises(ModelError, match=told):
+        card_from_metadata(metadata, "b.safetensors")
+    assert "kind" not in CARD.to_metadata()

@@ -5,9 +5,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from toolchain.card import ModelCard
+from toolchain.card import BackboneCard, ModelCard
 from toolchain.errors import ArtifactError, ModelError, UsageError
 from toolchain.model import checkpoint
+from toolchain.model.backbone import VisionTransformer
 from toolchain.model.lctr import Lctr
 from toolchain.model.presets import PRESETS
 from toolchain.preprocessing import Preprocessing
@@ -54,6 +55,11 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     [
         (lambda w: w.pop("norm.weight"), "'norm.weight' is missing"),
         (lambda w: w.update(extra=torch.zeros(1)), "'extra' has no place in it"),
+        (lambda w: w.update(norms=w.pop("norm.weight")), "'norm.weight' is missing, and 'norms' has no place in it"),
+        (
+            lambda w: [w.pop(n) for n in list(w) if n.startswith("blocks")],
+            "blocks.0.attn.qkv.bias' and 57 more are missing",
+        ),
         (lambda w: w.update({"norm.weight": torch.zeros(7)}), r"'norm.weight' has shape \(7,\), not \(96,\)"),
         (lambda w: w.update({"norm.weight": torch.full((96,), torch.nan)}), "'norm.weight' holds NaN"),
     ],
@@ -105,5 +111,36 @@ def test_a_head_is_taken_for_the_same_classes_alone(
 
 
 def test_a_backbone_of_another_size_is_refused(saved: tuple[Lctr, Path]) -> None:
-    with pytest.raises(ModelError, match="does not hold the backbone of lctr-tiny"):
+    told = "does not hold the backbone of lctr-tiny but of lctr-nano: use --preset lctr-nano"
+    with pytest.raises(ModelError, match=told):
         checkpoint.load_start(Lctr(PRESETS["lctr-tiny"], 2), CARD.class_names, saved[1])
+
+
+def test_a_start_needs_no_card(saved: tuple[Lctr, Path]) -> None:
+    source, path = saved
+    save_file(source.state_dict(), path)
+    target = Lctr(PRESETS["lctr-nano"], 2)
+    # Whose classes the head knows is not said.
+    assert checkpoint.load_start(target, CARD.class_names, path) == "backbone"
+    assert torch.equal(target.pos_embed, source.pos_embed)
+    with pytest.raises(ModelError, match=r"backbone of lctr-tiny: 'blocks.10.+; choose the preset it was made for"):
+        checkpoint.load_start(Lctr(PRESETS["lctr-tiny"], 2), CARD.class_names, path)
+
+
+def test_a_backbone_is_written_to_start_from_and_is_no_localizer(tmp_path: Path) -> None:
+    source, path = VisionTransformer(PRESETS["lctr-nano"]), tmp_path / "b.safetensors"
+    checkpoint.save(source, BackboneCard("lctr-nano", "somewhere"), path)
+    target = Lctr(PRESETS["lctr-nano"], 2)
+    assert checkpoint.load_start(target, CARD.class_names, path) == "backbone"
+    assert torch.equal(target.pos_embed, source.pos_embed)
+    for reader in (checkpoint.load, checkpoint.card_of):
+        with pytest.raises(ModelError, match=r"b.safetensors is a backbone without a localizer \(somewhere\)"):
+            reader(path)
+
+
+def test_a_pickle_is_sent_to_import(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "c.pth")
+    with pytest.raises(
+        ArtifactError, match=r"c.pth is no whole safetensors file .+: make one of it with `lctr import`"
+    ):
+        checkpoint.load_start(Lctr(PRESETS["lctr-nano"], 2), CARD.class_names, tmp_path / "c.pth")

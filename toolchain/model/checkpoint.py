@@ -1,7 +1,7 @@
-"""Localizers on disk: safetensors weights with the card in the metadata. No pickle is read or written."""
+"""Localizers and backbones on disk: safetensors weights, the card in the metadata. No pickle is read or written."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from toolchain.artifacts import writing
-from toolchain.card import ModelCard, card_from_metadata
+from toolchain.card import BackboneCard, ModelCard, card_from_metadata
 from toolchain.errors import ArtifactError, ModelError
+from toolchain.model.backbone import VisionTransformer
 from toolchain.model.lctr import Lctr
+from toolchain.model.pickles import is_pickled
 from toolchain.model.presets import preset_named
 
 KIND = "model"
@@ -22,9 +24,11 @@ HEADER = "lctr"
 """The one key of the safetensors header: several would be written in another order each time."""
 HEAD = ("conv3x3.", "CDM.")
 """Parameters that a bare backbone does not have."""
+NAMED = 3
+"""Weights that a message names before it counts the rest."""
 
 
-def save(model: Lctr, card: ModelCard, path: Path) -> None:
+def save(model: VisionTransformer, card: ModelCard | BackboneCard, path: Path) -> None:
     """Write weights and card, whole or not at all. The sidecar is the caller's: it knows where the weights are from."""
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with writing(path) as temporary:
@@ -36,12 +40,12 @@ def load(path: Path) -> tuple[Lctr, ModelCard]:
 
     Raises:
         ArtifactError: no such file, or no whole safetensors file.
-        ModelError: not a localizer of ours, or weights that do not fit its preset.
+        ModelError: not a localizer of ours (a backbone, say), or weights that do not fit its preset.
     """
     card = card_of(path)
     weights = _weights(path)
     model = Lctr(preset_named(card.preset), len(card.class_names))
-    problem = _difference(model.state_dict(), weights)
+    problem = difference(model.state_dict(), weights)
     if problem:
         raise ModelError(f"{path} is not a whole {card.preset} of {len(card.class_names)} classes: {problem}.")
     model.load_state_dict(weights)
@@ -54,41 +58,74 @@ def card_of(path: Path) -> ModelCard:
     Raises:
         ArtifactError, ModelError: as `load` does.
     """
-    with _opened(path) as file:
-        header = (file.metadata() or {}).get(HEADER)
-    if header is None:
-        raise ModelError(f"{path} has no card in its header: it was not made by lctr; use a model of `lctr train`.")
-    try:
-        metadata = dict(json.loads(header))
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"the card in the header of {path} is unreadable ({error}): make the file again.") from error
+    metadata = _metadata(path)
+    if metadata is None:
+        raise ModelError(
+            f"{path} has no card in its header: it was not made by lctr; use a model of `lctr train` or `lctr import`, "
+            "or start from it with `lctr train --init`."
+        )
     return card_from_metadata(metadata, str(path))
 
 
 def load_start(model: Lctr, class_names: Sequence[str], path: Path) -> str:
     """Fill the backbone of `model` from a file that has one, and the head from a localizer of the same classes.
 
+    Args:
+        model: to fill.
+        class_names: of `model`, by class index.
+        path: a localizer or a backbone; without a card its classes are not known, and it counts as a backbone.
+
     Returns:
         what was taken, in words.
 
     Raises:
         ArtifactError: no such file, or no whole safetensors file.
-        ModelError: a backbone of another shape.
+        ModelError: a backbone of another shape, or an unreadable card.
     """
     weights = _weights(path)
     head = {name: value for name, value in weights.items() if name.startswith(HEAD)}
     backbone_weights = {name: value for name, value in weights.items() if name not in head}
     backbone = {name: value for name, value in model.state_dict().items() if not name.startswith(HEAD)}
-    problem = _difference(backbone, backbone_weights)
+    problem = difference(backbone, backbone_weights)
     if problem:
-        raise ModelError(
-            f"{path} does not hold the backbone of {model.preset.name}: {problem}; choose the preset it was made for."
-        )
+        raise ModelError(_misfit(path, model.preset.name, problem))
     model.load_state_dict(backbone_weights, strict=False)
-    if not head or card_of(path).class_names != tuple(class_names):
+    card = card_of(path) if head and _metadata(path) is not None else None
+    if card is None or card.class_names != tuple(class_names):
         return "backbone"
     model.load_state_dict(head, strict=False)
     return "backbone and head"
+
+
+def difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """What keeps `found` from standing in for `expected`, in words; empty if nothing does.
+
+    Names first, both ways; where those agree, the first shape that differs or the first value that no weight can have.
+    """
+    absent, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    problems = [f"{_listed(absent)} {'is' if len(absent) == 1 else 'are'} missing"] if absent else []
+    if extra:
+        problems.append(f"{_listed(extra)} {'has' if len(extra) == 1 else 'have'} no place in it")
+    if problems:
+        return ", and ".join(problems)
+    for name, value in sorted(found.items()):
+        if value.shape != expected[name].shape:
+            return f"'{name}' has shape {tuple(value.shape)}, not {tuple(expected[name].shape)}"
+        if not torch.isfinite(value).all():
+            return f"'{name}' holds NaN or infinity"
+    return ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - NAMED
+    return ", ".join(f"'{name}'" for name in names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _misfit(path: Path, preset: str, problem: str) -> str:
+    made_for = (_metadata(path) or {}).get("preset", preset)
+    if made_for != preset:
+        return f"{path} does not hold the backbone of {preset} but of {made_for}: use --preset {made_for}."
+    return f"{path} does not hold the backbone of {preset}: {problem}; choose the preset it was made for."
 
 
 @contextmanager
@@ -99,23 +136,22 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, "pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} is no whole safetensors file ({error}): copy or make it again.") from error
+        remedy = "make one of it with `lctr import`" if is_pickled(path) else "copy or make it again"
+        raise ArtifactError(f"{path} is no whole safetensors file ({error}): {remedy}.") from error
+
+
+def _metadata(path: Path) -> dict[str, str] | None:
+    """What our one key of the header holds; None where it has none."""
+    with _opened(path) as file:
+        header = (file.metadata() or {}).get(HEADER)
+    if header is None:
+        return None
+    try:
+        return dict(json.loads(header))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"the card in the header of {path} is unreadable ({error}): make the file again.") from error
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-
-
-def _difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    """The first difference in names, shapes or values that no weight can have; empty if there is none."""
-    for name in sorted(expected.keys() - found.keys()):
-        return f"'{name}' is missing"
-    for name in sorted(found.keys() - expected.keys()):
-        return f"'{name}' has no place in it"
-    for name, value in sorted(found.items()):
-        if value.shape != expected[name].shape:
-            return f"'{name}' has shape {tuple(value.shape)}, not {tuple(expected[name].shape)}"
-        if not torch.isfinite(value).all():
-            return f"'{name}' holds NaN or infinity"
-    return ""
