@@ -65,7 +65,7 @@ def test_every_command_explains_itself(command: str) -> None:
 
 def test_commands_stand_in_the_order_of_a_deployment() -> None:
     names = list(main.commands)
-    assert names[:7] == ["deploy", "train", "statistics", "synthesize", "export", "quantize", "build"]
+    assert names[:8] == ["deploy", "train", "import", "statistics", "synthesize", "export", "quantize", "build"]
 
 
 def test_a_deployment_machine_needs_no_training_stack(deployed: Deployed, tmp_path: Path) -> None:
