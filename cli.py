@@ -78,7 +78,7 @@ def _data_option(default: str | None = "shapes") -> _Decorator:
         required=default is None,
         show_default=default is not None,
         metavar="SPEC",
-        help="Data set: `shapes` (procedural, built in) or `cub:DIR` (a folder in CUB-200-2011's layout).",
+        help="Data set: `shapes` (built in), `cub:DIR`, `ilsvrc:DIR`, `wsol:METADATA_DIR:IMAGES_DIR` or `folder:DIR`.",
     )
 
 

@@ -7,55 +7,35 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_folders import PREPROCESSING, change_line, numbers, paint, write
 from PIL import Image
 
 from toolchain.data.cub import Cub
 from toolchain.data.sources import open_data
 from toolchain.errors import DataError, UsageError
-from toolchain.preprocessing import Preprocessing
 
-PREPROCESSING = Preprocessing(16, 20, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-SIZE = (60, 40)
 CLASSES = ("001.Albatross", "002.Bunting")
 # Images 1 to 10 are of the first class, 11 to 20 of the second; the last two of each are for testing.
 IMAGES = {i: f"{CLASSES[(i - 1) // 10]}/bird_{i:02d}.png" for i in range(1, 21)}
 
 
-def write(folder: Path, name: str, lines: list[str]) -> None:
-    (folder / name).write_text("".join(f"{line}\n" for line in lines))
-
-
 @pytest.fixture
 def cub(tmp_path: Path) -> Path:
     folder = tmp_path / "CUB_200_2011"
-    for name in CLASSES:
-        (folder / "images" / name).mkdir(parents=True)
     for number, path in IMAGES.items():
-        Image.new("RGB", SIZE, (number, 0, 0)).save(folder / "images" / path)
-    write(folder, "classes.txt", ["1 001.Albatross", "2 002.Bunting"])
-    write(folder, "images.txt", [f"{i} {path}" for i, path in IMAGES.items()])
-    write(folder, "image_class_labels.txt", [f"{i} {1 + (i - 1) // 10}" for i in IMAGES])
-    write(folder, "train_test_split.txt", [f"{i} {int((i - 1) % 10 < 8)}" for i in IMAGES])
-    write(folder, "bounding_boxes.txt", [f"{i} 20.0 10.0 {i}.0 12.0" for i in IMAGES])
+        paint(folder / "images" / path, number)
+    write(folder / "classes.txt", ["1 001.Albatross", "2 002.Bunting"])
+    write(folder / "images.txt", [f"{i} {path}" for i, path in IMAGES.items()])
+    write(folder / "image_class_labels.txt", [f"{i} {1 + (i - 1) // 10}" for i in IMAGES])
+    write(folder / "train_test_split.txt", [f"{i} {int((i - 1) % 10 < 8)}" for i in IMAGES])
+    write(folder / "bounding_boxes.txt", [f"{i} 20.0 10.0 {i}.0 12.0" for i in IMAGES])
     return folder
-
-
-def change_line(file: Path, number: int, line: str | None) -> None:
-    """Replace a line, counted from 1; None removes it."""
-    lines = file.read_text().splitlines()
-    lines[number - 1 : number] = [] if line is None else [line]
-    file.write_text("\n".join(lines) + "\n")
 
 
 def problems_of(folder: Path) -> list[str]:
     with pytest.raises(DataError) as caught:
         Cub(folder, "train", PREPROCESSING)
     return list(caught.value.problems)
-
-
-def numbers(data: Cub) -> list[int]:
-    """Which images a split holds: each is painted in its number."""
-    return [int(data[index].image[0, 0, 0]) for index in range(len(data))]
 
 
 def test_val_is_every_eighth_training_image_of_a_class(cub):
@@ -222,7 +202,7 @@ def test_a_box_may_end_one_pixel_beyond(cub):
 
 
 def test_an_empty_split_is_refused(cub):
-    write(cub, "train_test_split.txt", [f"{i} 1" for i in IMAGES])
+    write(cub / "train_test_split.txt", [f"{i} 1" for i in IMAGES])
     with pytest.raises(DataError, match="no images in its split 'test'"):
         Cub(cub, "test", PREPROCESSING)
 
