@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from toolchain.evaluation import Evaluation, OutputError
     from toolchain.findings import Stage
     from toolchain.progress import Progress, Step
+    from toolchain.scores import Scores
     from toolchain.stages import Made
 
 TRAINING_STACK = {"torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "polygraphy", "matplotlib", "jinja2"}
@@ -461,22 +462,61 @@ def inspect(file: Path, losses: bool, as_json: bool) -> None:
 @click.argument("file", type=PATH)
 @_data_option()
 @click.option("--split", default="test", show_default=True, help="train, val or test.")
-@click.option("--images", type=int, help="Default: all of the split.")
+@click.option("--images", type=int, help="Read at most so many images of a split. Default: all.")
+@click.option(
+    "--protocol", default="lctr", show_default=True, metavar="NAME", help="lctr, tscam, maxboxacc or maxboxaccv2."
+)
+@click.option(
+    "--tau",
+    type=float,
+    help="Box threshold, a share of the map's maximum. Published for tscam: 0.1 on CUB, 0.12 on ILSVRC.",
+)
+@click.option(
+    "--tau-from",
+    metavar="WHERE",
+    help="model: FILE's own tau; val: the best one on the images of val; best: the best one on the evaluated images "
+    "themselves. Default: model for lctr, val for tscam, best for maxboxacc and maxboxaccv2.",
+)
+@click.option(
+    "--curve", "curves", type=PATH, multiple=True, help="Write metrics against tau, .json or .png; may be repeated."
+)
 @_json_option
-def evaluate(file: Path, data: str, split: str, images: int | None, as_json: bool) -> None:
-    """Measure how well FILE (.safetensors, .onnx or an engine) classifies and localizes, by protocol `lctr`."""
-    from toolchain.comparison import accuracies
-    from toolchain.data.sources import open_data
-    from toolchain.localizer import open_localizer
+def evaluate(
+    file: Path,
+    data: str,
+    split: str,
+    images: int | None,
+    protocol: str,
+    tau: float | None,
+    tau_from: str | None,
+    curves: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Measure how well FILE (.safetensors, .onnx or an engine) classifies and localizes.
 
+    Figures of different protocols cannot be compared. maxboxacc and maxboxaccv2 are defined with the tau that is best
+    on the evaluated images, and their figures are called Max for it; with --tau or --tau-from val they are called
+    BoxAcc. All but lctr need a checkpoint, or a file exported with --maps all.
+    """
+    from toolchain.curve_files import write_curves, writer_of
+    from toolchain.localizer import open_localizer
+    from toolchain.protocols import protocol_named
+    from toolchain.scores import Trial, score
+
+    trial = Trial(data, split, images, protocol_named(protocol), tau, tau_from, curve=bool(curves))
+    for path in curves:
+        writer_of(path)
     with open_localizer(file) as localizer, _steps() as step:
-        held_out = open_data(data, split, localizer.card.preprocessing, images)
-        (found,) = accuracies({file.name: localizer}, held_out, step("evaluate")).values()
+        found = score(localizer, str(file), trial, step)
     if as_json:
-        _print_json({"file": str(file), "data": data, "split": split, **_fields(found.evaluation)})
-        return
-    _accuracy_table([(file.name, found.evaluation, None)])
-    click.echo(f"tau {found.evaluation.tau:g}, from the model's metadata; protocol {found.evaluation.protocol}.")
+        _print_json(found.as_dict())
+    else:
+        _scores_table(found)
+    # After the figures: a folder that cannot be written to must not cost them.
+    for path in curves:
+        write_curves(found, path)
+        if not as_json:
+            click.echo(path)
 
 
 @main.command()
@@ -645,15 +685,27 @@ def _say_stage(stage: Stage) -> None:
 
 
 def _accuracy_table(rows: Sequence[tuple[str, Evaluation, OutputError | None]]) -> None:
-    columns = ["", "images", "Top-1", "GT-Known Loc", "Top-1 Loc", "logits SNR", "map SNR", "same box", "same class"]
+    plain = ["", "protocol", "images", "Top-1", "GT-Known Loc", "Top-1 Loc"]
+    columns = [*plain, "logits SNR", "map SNR", "same box", "same class"]
     cells = []
     for name, found, error in rows:
-        metrics = [f"{found.images:,}", f"{found.top1:.2f}", f"{found.gt_known_loc:.2f}", f"{found.top1_loc:.2f}"]
+        metrics = [f"{value:.2f}" for value in (found.top1, found.gt_known_loc, found.top1_loc)]
         distance = [f"{error.logits_snr_db:.1f} dB", f"{error.map_snr_db:.1f} dB"] if error else ["", ""]
         agreement = [f"{error.box_agreement:.1f} %", f"{error.top1_agreement:.1f} %"] if error else ["", ""]
-        cells.append([name, *metrics, *distance, *agreement])
-    used = [k for k in range(len(columns)) if k < 5 or any(row[k] for row in cells)]
+        cells.append([name, found.protocol, f"{found.images:,}", *metrics, *distance, *agreement])
+    used = [k for k in range(len(columns)) if k < len(plain) or any(row[k] for row in cells)]
     _table("", [columns[k] for k in used], [[row[k] for k in used] for row in cells])
+
+
+def _scores_table(found: Scores) -> None:
+    columns = ["", "protocol", "images", "Top-1", "Top-5", *(figure.title for figure in found.figures)]
+    rates = [f"{rate:.2f}" for rate in (found.top1, found.top5, *(figure.value for figure in found.figures))]
+    _table("", columns, [[Path(found.file).name, found.protocol, f"{found.images:,}", *rates]])
+    each = ", ".join(f"{f.tau:g} for {f.title}" for f in found.figures if f.tau is not None)
+    tau = each if found.tau is None else f"{found.tau:g}"
+    click.echo(f"tau {tau}, {found.tau_source}; protocol {found.protocol}.")
+    if found.constant_maps:
+        click.echo(f"{found.constant_maps:,} maps were constant and told nothing.")
 
 
 def _latency_table(latency: Mapping[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""How well a localizer classifies and localizes (protocol `lctr`), and how far its outputs are from a reference's."""
+"""How well a localizer classifies and localizes by protocol `lctr`, and how far its outputs are from a reference's.
+
+`toolchain.scores` measures by any protocol; here outputs are kept, so that several localizers can be compared.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -7,17 +10,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from toolchain.boxes import IOU_NEEDED, PROTOCOL, box_from_map, boxes_by_tau, iou
-from toolchain.data.dataset import DataSet
+from toolchain.boxes import PROTOCOL, box_from_map, iou
+from toolchain.curve import Curves, Part, curves_from_parts
+from toolchain.data.dataset import DataSet, Sample
 from toolchain.errors import ModelError
 from toolchain.preprocessing import Box, Preprocessing
 from toolchain.progress import Progress, silent
+from toolchain.protocols import LCTR
 
 Floats = NDArray[np.float32]
+Classes = NDArray[np.int64]
 Predict = Callable[[Floats], tuple[Floats, Floats]]
-"""Normalized images (B, 3, S, S) -> logits (B, C) and maps (B, h, w)."""
-
-TAUS = np.arange(0.01, 0.70, 0.01)
+"""Normalized images (B, 3, S, S) -> logits (B, C) and fused maps (B, h, w) of the predicted classes."""
+PredictClasses = Callable[[Floats, Classes], tuple[Floats, Floats]]
+"""Normalized images (B, 3, S, S), a class of each (B,) -> logits (B, C) and fused maps (B, h, w) of those classes."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +90,12 @@ class OutputError:
 
 def batches(
     data: DataSet, preprocessing: Preprocessing, batch_size: int
-) -> Iterator[tuple[Floats, list[int], list[Box]]]:
-    """Normalized images (B, 3, S, S), labels and boxes of a data set, in order."""
+) -> Iterator[tuple[Floats, list[int], list[Sample]]]:
+    """Normalized images (B, 3, S, S), labels and the samples themselves of a data set, in order."""
     for start in range(0, len(data), batch_size):
         samples = [data[i] for i in range(start, min(start + batch_size, len(data)))]
         images = preprocessing.normalize(np.stack([s.image for s in samples]))
-        yield images, [s.label for s in samples], [s.box for s in samples]
+        yield images, [s.label for s in samples], samples
 
 
 def collect_outputs(
@@ -104,21 +110,21 @@ def collect_outputs(
 
     Raises:
         ModelError: a localizer returned NaN or infinity, or has another number of classes than the data set.
+        DataError: an image has no box.
     """
     logits: list[list[Floats]] = [[] for _ in predictors]
     maps: list[list[Floats]] = [[] for _ in predictors]
     labels: list[int] = []
     boxes: list[Box] = []
-    for images, some_labels, some_boxes in batches(data, preprocessing, batch_size):
+    for images, some_labels, samples in batches(data, preprocessing, batch_size):
         for k, predict in enumerate(predictors):
             some_logits, some_maps = predict(images)
-            _check_classes(some_logits, data)
-            if not (np.isfinite(some_logits).all() and np.isfinite(some_maps).all()):
-                raise ModelError(f"the model returns NaN or infinity near image {len(labels)}: it cannot be evaluated.")
+            check_classes(some_logits.shape[1], data)
+            check_numbers(some_logits, some_maps, len(labels))
             logits[k].append(some_logits)
             maps[k].append(some_maps)
         labels += some_labels
-        boxes += some_boxes
+        boxes += [sample.box for sample in samples]
         progress(len(labels), len(data))
     return [
         Outputs(
@@ -137,33 +143,20 @@ def choose_tau(outputs: Outputs) -> float:
 
     Call it with outputs on `val`, never on the images the result is reported on.
     """
-    hits = np.zeros(len(TAUS))
-    for map_, truth in zip(outputs.maps, outputs.boxes, strict=True):
-        found = boxes_by_tau(map_, outputs.image_size, TAUS)
-        hits += [iou(f.box, truth) >= IOU_NEEDED for f in found]
-    best = np.flatnonzero(hits == hits.max())
-    return float(round(TAUS[best[len(best) // 2]], 2))
+    return _curves(outputs, LCTR.taus).best_taus()["gt_known_loc"]
 
 
 def evaluate(outputs: Outputs, tau: float) -> Evaluation:
     """Metrics by protocol `lctr`: one box per image, from the predicted class, for every localization metric."""
-    ranked = np.argsort(-outputs.logits, axis=1, kind="stable")[:, :5]
-    first = ranked[:, 0] == outputs.labels
-    five = (ranked == outputs.labels[:, None]).any(1)
-    found = [box_from_map(m, outputs.image_size, tau) for m in outputs.maps]
-    right = np.array([iou(f.box, truth) >= IOU_NEEDED for f, truth in zip(found, outputs.boxes, strict=True)])
-
-    def percent(of: NDArray[np.bool_]) -> float:
-        return 100 * float(of.mean())
-
+    curves = _curves(outputs, np.array([tau]))
     return Evaluation(
-        images=len(found),
-        top1=percent(first),
-        top5=percent(five),
-        gt_known_loc=percent(right),
-        top1_loc=percent(right & first),
-        top5_loc=percent(right & five),
-        constant_maps=sum(f.constant for f in found),
+        images=curves.images,
+        top1=curves.top1,
+        top5=curves.top5,
+        gt_known_loc=curves.at("gt_known_loc", tau),
+        top1_loc=curves.at("top1_loc", tau),
+        top5_loc=curves.at("top5_loc", tau),
+        constant_maps=curves.constant_maps,
         tau=tau,
     )
 
@@ -209,9 +202,36 @@ def _min_max(maps: Floats) -> Floats:
     return np.asarray((maps - low) / spread)
 
 
-def _check_classes(logits: Floats, data: DataSet) -> None:
-    if logits.shape[1] != len(data.class_names):
+def check_classes(known: int, data: DataSet) -> None:
+    """Refuse a model that knows another number of classes than a data set has.
+
+    Raises:
+        ModelError: it does.
+    """
+    if known != len(data.class_names):
         raise ModelError(
-            f"the model knows {logits.shape[1]} classes and the data set has {len(data.class_names)}: "
+            f"the model knows {known} classes and the data set has {len(data.class_names)}: "
             "evaluate on the data set it was trained for."
         )
+
+
+def check_numbers(logits: Floats, maps: Floats, near: int, *, nan_maps: bool = False) -> None:
+    """Refuse outputs that are no numbers.
+
+    Args:
+        logits: (B, C).
+        maps: (B, h, w).
+        near: index of the first image, for the message.
+        nan_maps: the protocol knows what to do with NaN in a map.
+
+    Raises:
+        ModelError: NaN or infinity among them.
+    """
+    usable = np.isfinite(maps) | (np.isnan(maps) & nan_maps)
+    if not (np.isfinite(logits).all() and usable.all()):
+        raise ModelError(f"the model returns NaN or infinity near image {near}: it cannot be evaluated.")
+
+
+def _curves(outputs: Outputs, taus: NDArray[np.float64]) -> Curves:
+    whole = Part(outputs.logits, outputs.maps, outputs.labels, [(box,) for box in outputs.boxes])
+    return curves_from_parts(LCTR, [whole], outputs.image_size, taus)

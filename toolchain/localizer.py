@@ -14,7 +14,8 @@ from engines.backend import Session
 from engines.registry import open_engine
 from toolchain.boxes import box_from_map
 from toolchain.card import ModelCard, card_from_metadata
-from toolchain.evaluation import Floats, Predict
+from toolchain.errors import ModelError
+from toolchain.evaluation import Classes, Floats, Predict, PredictClasses
 from toolchain.preprocessing import Box
 
 CHECKPOINT = ".safetensors"
@@ -25,12 +26,14 @@ class Localizer:
     """An open localizer.
 
     Attributes:
-        predict: normalized images (B, 3, S, S) -> logits (B, C) and fused maps (B, h, w).
+        predict: normalized images (B, 3, S, S) -> logits (B, C) and fused maps (B, h, w) of the predicted classes.
         card: preprocessing, class names, tau.
+        predict_classes: the same with the fused maps of given classes (B,); None: the file was exported without them.
     """
 
     predict: Predict
     card: ModelCard
+    predict_classes: PredictClasses | None = None
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,28 @@ def open_localizer(path: Path) -> Iterator[Localizer]:
 
 
 def localizer_from_session(session: Session, source: str) -> Localizer:
-    """A localizer from an open engine; `source` names it in messages."""
+    """A localizer from an open engine of either form, told apart by its outputs; `source` names it in messages.
+
+    `logits, map` (`--maps top1`): the fused map (B, h, w) of the predicted class. `logits, maps, attention`
+    (`--maps all`): `X_CDM` (B, C, h, w) and `M^r_*` (B, h, w), of which the fused map of any class is made.
+
+    Raises:
+        ModelError: outputs of neither form, or no card in the metadata.
+    """
+    card = card_from_metadata(session.metadata, source)
+    if {"logits", "maps", "attention"} <= set(session.outputs):
+        return _from_all_maps(session, card)
+    if not {"logits", "map"} <= set(session.outputs):
+        raise ModelError(
+            f"{source} has the outputs {', '.join(session.outputs)}, not those of a localizer (logits and map, or "
+            "logits, maps and attention): use a file of `lctr export`, or one made of it."
+        )
 
     def predict(images: Floats) -> tuple[Floats, Floats]:
-        outputs: Mapping[str, NDArray[Any]] = session.run({"image": images})
+        outputs = session.run({"image": images})
         return outputs["logits"], outputs["map"]
 
-    return Localizer(predict, card_from_metadata(session.metadata, source))
+    return Localizer(predict, card)
 
 
 def localize(localizer: Localizer, image: Image.Image) -> Localization:
@@ -117,10 +135,28 @@ def localize_crop(localizer: Localizer, pixels: NDArray[np.uint8]) -> Localizati
     )
 
 
+def _from_all_maps(session: Session, card: ModelCard) -> Localizer:
+    def predict(images: Floats) -> tuple[Floats, Floats]:
+        outputs = session.run({"image": images})
+        return outputs["logits"], _fused(outputs, outputs["logits"].argmax(1))
+
+    def predict_classes(images: Floats, classes: Classes) -> tuple[Floats, Floats]:
+        outputs = session.run({"image": images})
+        return outputs["logits"], _fused(outputs, classes)
+
+    return Localizer(predict, card, predict_classes)
+
+
+def _fused(outputs: Mapping[str, NDArray[Any]], classes: Classes) -> Floats:
+    """`M_fuse = M^r_* x ReLU(X_CDM)` of a class of each image: (B, h, w)."""
+    asked = outputs["maps"][np.arange(len(classes)), classes]
+    return np.asarray(outputs["attention"] * np.maximum(asked, 0))
+
+
 def _from_checkpoint(path: Path) -> Localizer:
     # Late: a deployment machine has no torch and opens no checkpoint.
     from toolchain.model import checkpoint
-    from toolchain.model.prediction import predictor
+    from toolchain.model.prediction import class_predictor, predictor
 
     model, card = checkpoint.load(path)
-    return Localizer(predictor(model), card)
+    return Localizer(predictor(model), card, class_predictor(model))

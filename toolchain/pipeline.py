@@ -260,7 +260,8 @@ def _evaluation(arms: Mapping[str, Path], card: ModelCard, plan: Plan, output: P
             }
             return {name: found.as_dict() for name, found in accuracies(localizers, held_out, progress).items()}
 
-    code = code_version("engines", "toolchain/data", "toolchain/evaluation.py", "toolchain/boxes.py")
+    counting = ("toolchain/evaluation.py", "toolchain/curve.py", "toolchain/protocols.py", "toolchain/boxes.py")
+    code = code_version("engines", "toolchain/data", *counting)
     return _noted(output, "evaluation", parameters, {**arms, **files_of(plan.data, window)}, code, measure)
 
 

@@ -4,11 +4,11 @@ from collections import deque
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from toolchain.boxes import box_from_map, boxes_by_tau, iou
+from toolchain.boxes import BoxRules, box_from_map, boxes_above, iou, levels_from_map, overlaps, overlaps_by_tau
 
 
 def map_of(*blobs: tuple[int, int, int, int, float], side: int = 12) -> np.ndarray:
@@ -109,10 +109,65 @@ def test_a_map_is_enlarged_around_pixel_centres():
     assert 14 <= x1 - x0 <= 18
 
 
-def test_many_thresholds_give_the_boxes_of_each():
-    map_ = np.random.default_rng(1).random((14, 14), np.float32)
-    taus = np.arange(0.05, 1.0, 0.1)
-    assert boxes_by_tau(map_, 112, taus) == [box_from_map(map_, 112, float(tau)) for tau in taus]
+def plain_iou(first, second, one: int) -> float:
+    width = min(first[2], second[2]) - max(first[0], second[0]) + one
+    height = min(first[3], second[3]) - max(first[1], second[1]) + one
+    shared = max(width, 0) * max(height, 0)
+    union = sum((b[2] - b[0] + one) * (b[3] - b[1] + one) for b in (first, second)) - shared
+    return shared / union
+
+
+corners = st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(6, 9), st.integers(6, 9))
+
+
+@settings(max_examples=50)
+@given(
+    npst.arrays(np.uint8, (9, 9), elements=st.one_of(st.integers(0, 255), st.sampled_from([0, 7, 200]))),
+    st.lists(corners, min_size=1, max_size=3),
+    st.booleans(),
+    st.booleans(),
+)
+def test_one_look_at_each_level_gives_what_every_threshold_alone_gives(levels, truths, all_contours, inclusive):
+    rules = BoxRules(all_contours=all_contours, inclusive=inclusive, empty=(0, 0, 1, 1))
+    taus = np.arange(300) / 300
+    expected = [
+        max(
+            plain_iou(box, truth, int(inclusive))
+            for box in boxes_above(levels, int(tau * int(levels.max())), rules).tolist()
+            for truth in truths
+        )
+        for tau in taus
+    ]
+    assert overlaps_by_tau(levels, np.array(truths, float), taus, rules).tolist() == expected
+
+
+def test_every_contour_has_a_box_and_so_has_a_hole():
+    ring = map_of((1, 1, 8, 8, 1.0), (9, 9, 11, 12, 1.0))
+    ring[3:6, 3:6] = 0
+    levels = levels_from_map(ring, 12, BoxRules())
+    found = {tuple(box) for box in boxes_above(levels, 127, BoxRules(all_contours=True)).tolist()}
+    # The contour of a hole runs through the pixels around it.
+    assert found == {(1, 1, 8, 8), (2, 2, 7, 7), (9, 9, 11, 12)}
+
+
+def test_a_box_may_have_to_end_at_the_last_pixel():
+    levels = levels_from_map(map_of((3, 8, 12, 12, 1.0)), 12, BoxRules())
+    assert boxes_above(levels, 0, BoxRules()).tolist() == [[3, 8, 12, 12]]
+    assert boxes_above(levels, 0, BoxRules(inside=True)).tolist() == [[3, 8, 11, 11]]
+
+
+@pytest.mark.parametrize("empty", [(0, 0, 0, 0), (0, 0, 1, 1)])
+@pytest.mark.parametrize("value", [0.0, 5.0, np.nan])
+def test_a_map_that_tells_nothing_gives_the_empty_box(value, empty):
+    levels = levels_from_map(np.full((14, 14), value, np.float32), 24, BoxRules(empty=empty))
+    assert not levels.any()
+    assert boxes_above(levels, 0, BoxRules(empty=empty)).tolist() == [list(empty)]
+
+
+def test_one_nan_makes_a_map_tell_nothing():
+    map_ = map_of((2, 2, 6, 6, 1.0))
+    map_[11, 11] = np.nan
+    assert not levels_from_map(map_, 24, BoxRules(precision=np.float64)).any()
 
 
 @given(npst.arrays(np.uint8, (9, 9), elements=st.integers(0, 255)), st.integers(1, 98))
@@ -149,3 +204,11 @@ def test_the_box_is_that_of_the_largest_rectangle(sizes):
 def test_iou_by_hand(second, expected):
     assert iou((0, 0, 2, 2), second) == pytest.approx(expected)
     assert iou(second, (0, 0, 2, 2)) == pytest.approx(expected)
+
+
+def test_overlaps_that_count_the_last_pixel_by_hand():
+    first = np.array([[0, 0, 1, 1], [0, 0, 0, 0]], float)
+    second = np.array([[0, 0, 1, 1], [1, 1, 2, 2], [0, 0, 0, 0], [5, 5, 5, 5]], float)
+    # Of 2 x 2 pixels: all, one of 4 + 4 - 1, one of 4, none; of one pixel: one of 4, none, all, none.
+    expected = [[1, 1 / 7, 1 / 4, 0], [1 / 4, 0, 1, 0]]
+    np.testing.assert_allclose(overlaps(first, second, inclusive=True), expected)

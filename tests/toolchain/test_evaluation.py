@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from toolchain.data.dataset import Sample
-from toolchain.errors import ModelError
-from toolchain.evaluation import Outputs, choose_tau, collect_outputs, evaluate, output_error, snr_db
+from toolchain.errors import DataError, ModelError
+from toolchain.evaluation import Outputs, batches, choose_tau, collect_outputs, evaluate, output_error, snr_db
 from toolchain.preprocessing import Preprocessing
 
 PLAIN = Preprocessing(8, 8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -49,12 +49,12 @@ def test_a_box_of_iou_one_half_is_right():
 
 
 def test_tau_is_the_middle_of_the_best_ones():
-    # A plateau at one half around the truth: boxes are right from tau 0.50 (level 127, strictly) to the end at 0.69.
+    # A plateau at one half around the truth: boxes are right from tau 0.50 (level 127, strictly) to the end at 0.99.
     steps = np.full((8, 8), 0, np.float32)
     steps[1:7, 1:7] = 0.5
     steps[3:6, 3:6] = 1
     outputs = Outputs(np.zeros((1, 1), np.float32), steps[None], np.zeros(1, np.int64), ((3, 3, 6, 6),), 8)
-    assert choose_tau(outputs) == 0.6
+    assert choose_tau(outputs) == 0.75
 
 
 def test_snr_by_hand():
@@ -112,6 +112,18 @@ def test_outputs_stand_in_the_order_of_the_data_set():
     assert outputs.boxes[3] == (0, 0, 4, 8)
     assert outputs.image_size == 8
     assert seen == [(2, 5), (4, 5), (5, 5)]
+
+
+class WithoutBoxes(Numbered):
+    def __getitem__(self, index: int) -> Sample:
+        return replace(super().__getitem__(index), boxes=())
+
+
+def test_batches_ask_for_no_box():
+    labels = [some for _, some, _ in batches(WithoutBoxes(), PLAIN, 2)]
+    assert labels == [[0, 1], [0, 1], [0]]
+    with pytest.raises(DataError, match="image 0 has no box"):
+        collect_outputs([brightness], WithoutBoxes(), PLAIN)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

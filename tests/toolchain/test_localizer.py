@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 
 from toolchain.card import ModelCard
-from toolchain.localizer import Localizer, localize, localize_crop
+from toolchain.errors import ModelError
+from toolchain.localizer import Localizer, localize, localize_crop, localizer_from_session
 from toolchain.preprocessing import Preprocessing
 
 # 100 x 100 pixels are cut from the middle of an image whose short side was brought to 120.
@@ -34,3 +35,49 @@ def test_boxes_return_to_the_pixels_of_the_image() -> None:
     record = found.as_dict()
     assert record["box"] == list(found.box)
     assert "map" not in record
+
+
+class Fixed:
+    """A session that answers the same whatever it is fed."""
+
+    inputs = ("image",)
+    metadata = CARD.to_metadata()
+
+    def __init__(self, **answers: np.ndarray) -> None:
+        self.answers = answers
+        self.outputs = tuple(answers)
+
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        assert list(feeds) == ["image"]
+        return self.answers
+
+
+LOGITS = np.array([[1, 2], [4, 3]], np.float32)
+# Two images, two classes, maps of 1 x 2.
+ALL_MAPS = np.array([[[[1, -1]], [[2, 3]]], [[[-4, 5]], [[6, 7]]]], np.float32)
+ATTENTION = np.array([[[10, 100]], [[1, 2]]], np.float32)
+IMAGES = np.zeros((2, 3, 100, 100), np.float32)
+
+
+def test_a_file_of_all_maps_gives_those_of_any_class() -> None:
+    found = localizer_from_session(Fixed(logits=LOGITS, maps=ALL_MAPS, attention=ATTENTION), "all.onnx")
+    logits, maps = found.predict(IMAGES)
+    assert logits is LOGITS
+    # Predicted are class 1 and class 0; what speaks against a class counts as nothing.
+    assert maps.tolist() == [[[20, 300]], [[0, 10]]]
+    assert found.predict_classes is not None
+    logits, maps = found.predict_classes(IMAGES, np.array([0, 1]))
+    assert logits is LOGITS
+    assert maps.tolist() == [[[10, 0]], [[6, 14]]]
+
+
+def test_a_file_of_one_map_gives_that_of_the_predicted_class_alone() -> None:
+    found = localizer_from_session(Fixed(logits=LOGITS, map=ATTENTION), "top1.onnx")
+    assert found.predict(IMAGES) == (LOGITS, ATTENTION)
+    assert found.predict_classes is None
+
+
+@pytest.mark.parametrize("outputs", [("logits",), ("logits", "maps"), ("map", "attention")])
+def test_outputs_of_another_kind_are_refused(outputs: tuple[str, ...]) -> None:
+    with pytest.raises(ModelError, match=f"other.onnx has the outputs {', '.join(outputs)}, not those of a localizer"):
+        localizer_from_session(Fixed(**dict.fromkeys(outputs, LOGITS)), "other.onnx")

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from toolchain.errors import UsageError
 from toolchain.model.cdm import CueDiggingModule, pooled_logits
 from toolchain.model.lctr import Lctr, fused_map
+from toolchain.model.prediction import class_predictor, predictor
 from toolchain.model.presets import PRESETS, Preset, preset_named
 from toolchain.model.rpam import class_token_map, relational_map
 
@@ -111,6 +112,30 @@ def test_fused_map_takes_each_images_own_class_and_drops_what_speaks_against_it(
     class_maps = torch.tensor([[[[1.0, -1.0]], [[9.0, 9.0]]], [[[9.0, 9.0]], [[-2.0, 4.0]]]])
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     assert fused_map(relation, logits, class_maps).tolist() == [[[2.0, 0.0]], [[0.0, 28.0]]]
+
+
+def test_maps_of_given_classes_are_the_predicted_ones_where_the_classes_are():
+    model = random_lctr()
+    images = np.random.default_rng(5).standard_normal((6, 3, 32, 32), np.float32)
+    logits, maps = predictor(model)(images)
+    again, same = class_predictor(model)(images, logits.argmax(1))
+    np.testing.assert_allclose(again, logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(same, maps, rtol=1e-4, atol=1e-7)
+
+
+@torch.no_grad()
+def test_maps_of_given_classes_by_their_definition():
+    model = random_lctr()
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(6))
+    classes = np.array([4, 0, 2, 2])
+    _, maps = class_predictor(model)(images.numpy(), classes)
+    _, attentions = model.tokens(images)
+    class_maps = model.classify(model.cues(images)).class_maps
+    relation = relational_map(attentions, SMALL.grid)
+    for image, label in enumerate(classes):
+        expected = relation[image] * class_maps[image, label].clamp(min=0)
+        np.testing.assert_allclose(maps[image], expected, rtol=1e-4, atol=1e-7)
+    assert maps.any()
 
 
 def test_the_classifier_looks_away_from_what_the_class_token_attends_to():

@@ -1,4 +1,4 @@
-"""A torch localizer as a function of arrays."""
+"""A torch localizer as functions of arrays."""
 
 from collections.abc import Callable
 
@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from toolchain.model.lctr import Lctr
+from toolchain.model.lctr import Cues, Lctr
+from toolchain.model.rpam import class_token_map, relational_map
 
 Floats = NDArray[np.float32]
+Classes = NDArray[np.int64]
 
 
 def predictor(model: Lctr) -> Callable[[Floats], tuple[Floats, Floats]]:
@@ -20,5 +22,25 @@ def predictor(model: Lctr) -> Callable[[Floats], tuple[Floats, Floats]]:
     def predict(images: Floats) -> tuple[Floats, Floats]:
         found = model(torch.from_numpy(images).to(device))
         return found.logits.cpu().numpy(), found.map.cpu().numpy()
+
+    return predict
+
+
+def class_predictor(model: Lctr) -> Callable[[Floats, Classes], tuple[Floats, Floats]]:
+    """`predictor` for given classes instead of the predicted ones: it takes a class of each image (B,) as well.
+
+    The maps of all classes, 4 C h w bytes per image, are gone when it returns.
+    """
+    model.eval()
+    device, preset = model.cls_token.device, model.preset
+
+    @torch.inference_mode()
+    def predict(images: Floats, classes: Classes) -> tuple[Floats, Floats]:
+        tokens, attentions = model.tokens(torch.from_numpy(images).to(device))
+        features = tokens[:, 1:].transpose(1, 2).reshape(-1, preset.dim, preset.grid, preset.grid)
+        found = model.classify(Cues(features, class_token_map(attentions, preset.grid)))
+        asked = found.class_maps[torch.arange(len(classes)), torch.from_numpy(classes)]
+        maps = relational_map(attentions, preset.grid) * torch.relu(asked)
+        return found.logits.cpu().numpy(), maps.cpu().numpy()
 
     return predict
