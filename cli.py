@@ -326,16 +326,28 @@ def synthesize(
 
 @main.command()
 @click.argument("model", type=PATH)
+@click.option("--precision", default="fp32", show_default=True, metavar="NAME", help="Types inside: fp32 or fp16.")
+@click.option(
+    "--maps",
+    default="top1",
+    show_default=True,
+    metavar="NAME",
+    help="top1: the predicted class's map; all: every class's.",
+)
 @_output_option("ONNX file to write.", "model.onnx")
 @_json_option
-def export(model: Path, output: Path, as_json: bool) -> None:
-    """Export MODEL to ONNX in float32 with a dynamic batch, and compare every output with torch."""
+def export(model: Path, precision: str, maps: str, output: Path, as_json: bool) -> None:
+    """Export MODEL to ONNX with a dynamic batch, and compare every output with torch.
+
+    The graph is the one for deployment: no class maps but the predicted class's, and attention that compilers can fuse.
+    Input and outputs are float32 whatever the precision.
+    """
     _require_suffix(output, ".onnx")
     from toolchain.stages import float_onnx
 
     with _steps() as step:
         step("export and compare")
-        made = float_onnx(model, output)
+        made = float_onnx(model, output, precision=precision, maps=maps)
     parity = made.artifact.metadata["parity"]
     if as_json:
         _print_json({"path": str(output), "reused": made.reused, "parity": parity})

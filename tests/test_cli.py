@@ -160,8 +160,8 @@ def test_quantize_says_what_stays_float(deployed: Deployed, tmp_path: Path) -> N
 def test_the_engine_s_inspection_reads_well(deployed: Deployed) -> None:
     told = lctr("inspect", deployed.folder / "model.int8.engine").stdout
     assert "compiled ahead of time, not run on a GPU" in told
-    assert "linear: 2 of 22 fp32, 20 of 22 int8" in told
-    assert "convolution: 3 of 3 int8" in told
+    assert "linear: 3 of 24 fp32, 21 of 24 int8" in told
+    assert "convolution: 2 of 2 int8" in told
 
 
 def test_synthesize_without_statistics_says_what_is_missing(deployed: Deployed, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The arrows of the design, one function each: an artifact in, an artifact out, skipped where nothing changed."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -10,8 +10,8 @@ from torch import nn
 
 from calib import image_set, ranges, synthesis
 from calib import statistics as token_statistics
+from exporters import parity
 from exporters.files import metadata_of, read_onnx, write_onnx
-from exporters.parity import compare
 from exporters.placement import placement_from_model
 from exporters.qdq import Quantized, graph_hash, observer_from_float, qdq_from_float
 from exporters.torch_export import INPUT, onnx_from_torch
@@ -19,9 +19,11 @@ from toolchain.artifacts import Artifact, code_version, reusable, seal, writing
 from toolchain.calibration import CalibrationSource
 from toolchain.card import card_from_metadata
 from toolchain.data.sources import files_of, open_data
+from toolchain.errors import UsageError
 from toolchain.evaluation import batches
 from toolchain.model import checkpoint
-from toolchain.model.lctr import Lctr
+from toolchain.model.deployment import AllMaps, DeployedLctr
+from toolchain.model.lctr import ClassMaps, Lctr, Localized
 from toolchain.progress import Progress, Step, silent, unwatched
 from toolchain.training.run import Run, Trained, train_localizer
 
@@ -35,6 +37,11 @@ SYNTHESIS = ("calib/synthesis.py", "calib/generator.py", "calib/losses.py", "cal
 """The source that synthetic images depend on."""
 KEPT_FLOAT = ("*_routing_fn_two*",)
 """Routing stays in float: two tiny layers in front of a sigmoid that scales every kernel of an image."""
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+TOLERANCES = {"fp32": parity.TOLERANCE, "fp16": 2e-2}
+"""Of an output, by precision: what the graph may deviate from the model in float32."""
+MAPS = {"top1": Localized._fields, "all": ClassMaps._fields}
+"""Which maps a graph returns -> its outputs."""
 
 
 @dataclass(frozen=True)
@@ -150,9 +157,23 @@ def _class_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return localizer.classify(localizer.cues(images)).logits
 
 
-def float_onnx(model: Path, output: Path) -> Made:
-    """The localizer as ONNX in float32, compared with torch before it gets its name."""
-    parameters, inputs = {"precision": "fp32"}, {"model": model}
+def float_onnx(model: Path, output: Path, *, precision: str = "fp32", maps: str = "top1") -> Made:
+    """The localizer as ONNX in its deployed form, compared with the plain model before it gets its name.
+
+    Args:
+        model: checkpoint.
+        output: ONNX file to write.
+        precision: `fp32` or `fp16`; inputs and outputs are float32 in both.
+        maps: `top1` for the predicted class's fused map, `all` for every class's map and RPAM's.
+
+    Raises:
+        UsageError: another precision, or other maps.
+        ArtifactError, ModelError: the checkpoint cannot be used.
+        ParityError: the graph deviates from the plain model by more than the precision's tolerance.
+    """
+    _require_choice("precision", precision, PRECISIONS)
+    _require_choice("maps", maps, MAPS)
+    parameters, inputs = {"precision": precision, "maps": maps}, {"model": model}
     code = code_version("exporters", "toolchain/model")
     found = reusable(output, ONNX, parameters=parameters, inputs=inputs, code=code)
     if found:
@@ -160,11 +181,20 @@ def float_onnx(model: Path, output: Path) -> Made:
     network, card = checkpoint.load(model)
     metadata = card.to_metadata()
     size = card.preprocessing.image_size
+    every = maps == "all"
+    deployed = DeployedLctr(network, all_maps=every, precision=PRECISIONS[precision])
     with writing(output) as temporary:
-        write_onnx(onnx_from_torch(network, image_size=size, metadata=metadata), temporary)
-        parity = compare(network, temporary, image_size=size)
-    facts = {**metadata, "parity": parity.as_dict()}
+        write_onnx(onnx_from_torch(deployed, image_size=size, metadata=metadata, output_names=MAPS[maps]), temporary)
+        held = parity.compare(
+            AllMaps(network) if every else network, temporary, image_size=size, tolerance=TOLERANCES[precision]
+        )
+    facts = {**metadata, "parity": held.as_dict()}
     return Made(seal(output, ONNX, parameters=parameters, inputs=inputs, metadata=facts, code=code), False)
+
+
+def _require_choice(option: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise UsageError(f"unknown --{option} '{value}': choose one of {', '.join(choices)}.")
 
 
 def int8_onnx(

@@ -33,13 +33,18 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, class_row_only: bool) -> tuple[Tensor, Tensor]:
         """(B, T, D) -> (B, T, D) and A (B, T, T), or its first row (B, 1, T)."""
+        query, key, value = self.split(tokens)
+        attention = (query @ key.transpose(-2, -1)).softmax(-1)
+        mixed = (attention @ value).transpose(1, 2).flatten(2)
+        return self.proj(mixed), (attention[:, :, :1] if class_row_only else attention).mean(1)
+
+    def split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, D) -> scaled queries, keys and values, (B, H, T, d) each."""
         batch, count, dim = tokens.shape
         qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)
         # On q, before the product: there TensorRT still recognizes attention and FP16 does not overflow.
-        attention = ((query * self.scale) @ key.transpose(-2, -1)).softmax(-1)
-        mixed = (attention @ value).transpose(1, 2).flatten(2)
-        return self.proj(mixed), (attention[:, :, :1] if class_row_only else attention).mean(1)
+        return query * self.scale, key, value
 
 
 class Mlp(nn.Module):

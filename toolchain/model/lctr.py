@@ -49,6 +49,20 @@ class Localized(NamedTuple):
     map: Tensor
 
 
+class ClassMaps(NamedTuple):
+    """What research asks for; the fused map of a class is `attention x ReLU(its map)`.
+
+    Attributes:
+        logits: (B, C).
+        maps: `X_CDM` (B, C, h, w), of every class.
+        attention: `M^r_*` (B, h, w).
+    """
+
+    logits: Tensor
+    maps: Tensor
+    attention: Tensor
+
+
 class Lctr(VisionTransformer):
     """The localizer: images (B, 3, S, S), normalized -> `Localized`.
 
@@ -68,12 +82,14 @@ class Lctr(VisionTransformer):
 
     def forward(self, images: Tensor) -> Localized:
         """Classify and localize."""
+        logits, maps, attention = self.all_maps(images)
+        return Localized(logits, fused_map(attention, logits, maps))
+
+    def all_maps(self, images: Tensor) -> ClassMaps:
+        """Classify, with the map of every class."""
         tokens, attentions = self.tokens(images)
-        grid = self.preset.grid
         classified = self.classify(self._cues(tokens, attentions))
-        return Localized(
-            classified.logits, fused_map(relational_map(attentions, grid), classified.logits, classified.class_maps)
-        )
+        return ClassMaps(classified.logits, classified.class_maps, relational_map(attentions, self.preset.grid))
 
     def cues(self, images: Tensor) -> Cues:
         """Backbone only: what `classify` needs. RPAM is left out: it has no part in the loss."""

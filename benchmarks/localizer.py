@@ -1,0 +1,215 @@
+"""What our LCTR gains over the published forward: latency, bytes out of the graph, training step, compiled layers.
+
+    python benchmarks/localizer.py -o docs/benchmarks/localizer.json
+
+Both sides run in one process on the same weights and images, interleaved; ratios are of medians, with their range over
+the rounds. Outputs are compared first: a forward that computes something else is not timed.
+"""
+
+import argparse
+import copy
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from released import ReleasedForward
+
+from calib.image_set import noise
+from engines.backend import BuildOptions, Feeds
+from engines.benchmark import Settings, benchmark
+from engines.build import build
+from engines.inspect import inspect
+from engines.memory import MemorySession
+from engines.registry import open_engine
+from exporters.files import write_onnx
+from exporters.torch_export import onnx_from_torch
+from toolchain.artifacts import machine, versions
+from toolchain.comparison import FEEDS, feeds_from_images
+from toolchain.model.deployment import DeployedLctr
+from toolchain.model.lctr import Lctr
+from toolchain.model.presets import preset_named
+
+RELEASED, EAGER, DEPLOYED = "released forward, torch eager", "our plain model, torch eager", "deployed, ONNX Runtime"
+TRAINED = "our training step"
+TOLERANCE = 1e-4
+BATCHES = (1, 8)
+TRAINING_BATCH = 32
+
+
+def main() -> None:
+    """Measure and write the record."""
+    options = _options()
+    torch.set_num_threads(options.threads)
+    model = _random_model(options.preset, options.classes)
+    if options.memory_of:
+        _train_once(model, options.memory_of)
+        return
+    record: dict[str, Any] = {
+        "preset": options.preset,
+        "classes": options.classes,
+        "threads": options.threads,
+        "machine": machine(),
+        "versions": versions(),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        record["latency"] = _latency(model, Path(folder), Settings(options.warmup, options.rounds, options.iterations))
+        record["bytes_out_per_image"] = _bytes_out(model)
+        record["training_step"] = _training(model, options)
+        record["compiled"] = _compiled(model, Path(folder))
+    text = json.dumps(record, indent=1, default=str)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(text + "\n")
+    print(text)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="lctr-small")
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--iterations", type=int, default=3)
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--memory-of", choices=[RELEASED, TRAINED], help="One training step, its peak memory in bytes.")
+    return parser.parse_args()
+
+
+def _random_model(preset: str, classes: int) -> Lctr:
+    """Speed does not depend on the weights, but equality shows only where every one of them counts."""
+    torch.manual_seed(0)
+    model = Lctr(preset_named(preset), classes).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "_routing_fn_two" in name:
+                parameter.normal_(0, 0.05)
+    return model
+
+
+def _latency(model: Lctr, folder: Path, settings: Settings) -> dict[str, Any]:
+    window = model.preset.image_size
+    path = folder / "deployed.onnx"
+    write_onnx(onnx_from_torch(DeployedLctr(model), image_size=window, metadata={}), path)
+    feeds = feeds_from_images(noise(FEEDS * max(BATCHES), window, 0), BATCHES)
+    with open_engine(path) as session:
+        sessions = {RELEASED: _eager(ReleasedForward(model)), EAGER: _eager(model), DEPLOYED: session}
+        for batch in feeds:
+            _require_equal({name: s.run(batch[0]) for name, s in sessions.items()})
+        return benchmark(sessions, feeds, settings).as_dict()
+
+
+def _eager(model: torch.nn.Module) -> MemorySession:
+    """A torch module behind the interface of an engine."""
+
+    @torch.inference_mode()
+    def run(feeds: Feeds) -> dict[str, NDArray[Any]]:
+        outputs = model(torch.from_numpy(feeds["image"]))
+        return {"logits": outputs[0].numpy(), "map": outputs[1].numpy()}
+
+    return MemorySession(run, outputs=("logits", "map"))
+
+
+def _require_equal(outputs: dict[str, dict[str, NDArray[Any]]]) -> None:
+    reference = outputs[RELEASED]
+    for name, found in outputs.items():
+        for output, expected in reference.items():
+            error = float(np.abs(found[output] - expected).max() / np.abs(expected).max())
+            if not error <= TOLERANCE:
+                sys.exit(f"'{output}' of {name} deviates by {error:.1e} of its largest value: nothing was timed.")
+
+
+def _bytes_out(model: Lctr) -> dict[str, int]:
+    """Float32 that a caller gets per image: the release hands out all class maps and every block's attention."""
+    patches, classes, layers = model.preset.grid**2, model.num_classes, model.preset.depth
+    attention = layers * (1 + patches) ** 2
+    return {
+        RELEASED: 4 * (classes * (1 + patches) + attention),
+        DEPLOYED: 4 * (classes + patches),
+    }
+
+
+def _training(model: Lctr, options: argparse.Namespace) -> dict[str, Any]:
+    """Time of a step, interleaved in this process; peak memory of one, each in a process of its own."""
+    images = noise(TRAINING_BATCH, model.preset.image_size, 0)
+    sessions = {name: MemorySession(_step(model, name), outputs=("loss",)) for name in (RELEASED, TRAINED)}
+    losses = {name: float(s.run({"image": images})["loss"][0]) for name, s in sessions.items()}
+    if not np.isclose(losses[TRAINED], losses[RELEASED], rtol=TOLERANCE):
+        sys.exit(f"the losses {losses} differ: nothing was timed.")
+    timed = benchmark(sessions, [[{"image": images}]], Settings(warmup=1, rounds=5, iterations=1)).as_dict()
+    command = [sys.executable, __file__, "--preset", options.preset, "--classes", str(options.classes)]
+    memory = {
+        name: int(subprocess.run([*command, "--memory-of", name], check=True, capture_output=True, text=True).stdout)
+        for name in sessions
+    }
+    return {"latency": timed, "peak_bytes": memory, "memory_ratio": memory[TRAINED] / memory[RELEASED]}
+
+
+def _step(model: Lctr, name: str) -> Callable[[Feeds], dict[str, NDArray[Any]]]:
+    """Forward and backward of one batch. The optimizer's share is the same on both sides and left out."""
+    released = ReleasedForward(model)
+
+    def run(feeds: Feeds) -> dict[str, NDArray[Any]]:
+        images = torch.from_numpy(feeds["image"])
+        targets = torch.arange(len(images)) % model.num_classes
+        model.zero_grad(set_to_none=True)
+        if name == RELEASED:
+            loss = released.loss(images, targets)
+        else:
+            loss = F.cross_entropy(model.classify(model.cues(images)).logits, targets)
+        loss.backward()
+        return {"loss": loss.detach().numpy()[None]}
+
+    return run
+
+
+def _train_once(model: Lctr, name: str) -> None:
+    """Print what a step adds to the peak memory of a process that holds weights and images already."""
+    images = noise(TRAINING_BATCH, model.preset.image_size, 0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _step(model, name)({"image": images})
+    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+
+
+def _compiled(model: Lctr, folder: Path) -> dict[str, Any]:
+    """Layers and fused attention kernels that TensorRT-RTX compiles ahead of time in FP16: naive export and ours."""
+    forms = {"naive": _NaiveHalf(copy.deepcopy(model).half()), "deployed": DeployedLctr(model, precision=torch.float16)}
+    found = {}
+    for name, form in forms.items():
+        path = folder / f"{name}.onnx"
+        write_onnx(onnx_from_torch(form, image_size=model.preset.image_size, metadata={}), path)
+        build(path, "tensorrt-rtx", path.with_suffix(".engine"), BuildOptions())
+        seen = inspect(path.with_suffix(".engine"))
+        found[name] = {
+            "layers": seen.layers,
+            "fused_attention": seen.fused_attention,
+            "counts": seen.counts,
+            "engine_bytes": path.with_suffix(".engine").stat().st_size,
+        }
+    return found
+
+
+class _NaiveHalf(torch.nn.Module):
+    """The plain model in FP16, as a user would export it."""
+
+    def __init__(self, model: Lctr) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, map_ = self.model(images.half())
+        return logits.float(), map_.float()
+
+
+if __name__ == "__main__":
+    main()
