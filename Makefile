@@ -25,6 +25,7 @@ check: .venv/.installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/mypy photos/*.py
+	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/*.py
 	$(BIN)/lint-imports --no-logo
 
 # First most of the way with every other batch mixed, so that maps spread over the whole object; then, on images most of

@@ -46,7 +46,7 @@ class Product:
         output_quantized: a Q reads the result; an Add (the bias) may stand between.
         shared_by: how many nodes read what comes from the DQ of its activation; 0 without one.
         stored_int8: the weight is an INT8 constant followed by a DQ, not a floating one followed by Q and DQ.
-        softmax_readers: how many nodes read the softmax that feeds it; 0: no softmax does.
+        softmax_readers: how many nodes read the softmax that feeds its first operand; 0: none does.
         unique: no other product has this name.
     """
 
@@ -127,8 +127,9 @@ class _Wiring:
             # A constant on the left: the activation is the other operand.
             first, second = second, first
         kind = "convolution" if node.op == "Conv" else "linear" if second in constants else "attention"
-        softmaxes = [s for s in (self._source(t, LAYOUT_OPS | QUANTIZATION_OPS) for t in (first, second)) if s]
-        readers = [len(self.readers.get(s.outputs[0], [])) for s in softmaxes if s.op == "Softmax"]
+        # Probabilities stand on the left of the values that they mix; RPAM's second hop has them on the right.
+        softmax = self._source(first, LAYOUT_OPS | QUANTIZATION_OPS)
+        probabilities = softmax.outputs[0] if softmax and softmax.op == "Softmax" else ""
         return Product(
             name=node.label,
             op=node.op,
@@ -138,7 +139,7 @@ class _Wiring:
             output_quantized=self._requantized(node.outputs[0]),
             shared_by=self._shared_by(first),
             stored_int8=kind != "attention" and self._stored_int8(second),
-            softmax_readers=max(readers, default=0),
+            softmax_readers=len(self.readers.get(probabilities, [])),
             unique=unique,
         )
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from toolchain.boxes import PROTOCOL, box_from_map, iou
 from toolchain.curve import Curves, Part, curves_from_parts
 from toolchain.data.dataset import DataSet, Sample
+from toolchain.data.decoding import decoded_chunks
 from toolchain.errors import ModelError
 from toolchain.preprocessing import Box, Preprocessing
 from toolchain.progress import Progress, silent
@@ -92,8 +93,7 @@ def batches(
     data: DataSet, preprocessing: Preprocessing, batch_size: int
 ) -> Iterator[tuple[Floats, list[int], list[Sample]]]:
     """Normalized images (B, 3, S, S), labels and the samples themselves of a data set, in order."""
-    for start in range(0, len(data), batch_size):
-        samples = [data[i] for i in range(start, min(start + batch_size, len(data)))]
+    for samples in decoded_chunks(data, batch_size):
         images = preprocessing.normalize(np.stack([s.image for s in samples]))
         yield images, [s.label for s in samples], samples
 

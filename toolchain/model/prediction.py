@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from toolchain.model.lctr import Cues, Lctr
-from toolchain.model.rpam import class_token_map, relational_map
+from toolchain.model.lctr import Lctr
 
 Floats = NDArray[np.float32]
 Classes = NDArray[np.int64]
@@ -32,15 +31,12 @@ def class_predictor(model: Lctr) -> Callable[[Floats, Classes], tuple[Floats, Fl
     The maps of all classes, 4 C h w bytes per image, are gone when it returns.
     """
     model.eval()
-    device, preset = model.cls_token.device, model.preset
+    device = model.cls_token.device
 
     @torch.inference_mode()
     def predict(images: Floats, classes: Classes) -> tuple[Floats, Floats]:
-        tokens, attentions = model.tokens(torch.from_numpy(images).to(device))
-        features = tokens[:, 1:].transpose(1, 2).reshape(-1, preset.dim, preset.grid, preset.grid)
-        found = model.classify(Cues(features, class_token_map(attentions, preset.grid)))
-        asked = found.class_maps[torch.arange(len(classes)), torch.from_numpy(classes)]
-        maps = relational_map(attentions, preset.grid) * torch.relu(asked)
-        return found.logits.cpu().numpy(), maps.cpu().numpy()
+        found = model.all_maps(torch.from_numpy(images).to(device))
+        asked = found.maps[torch.arange(len(classes)), torch.from_numpy(classes)]
+        return found.logits.cpu().numpy(), (found.attention * torch.relu(asked)).cpu().numpy()
 
     return predict
