@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from toolchain.scores import Scores
     from toolchain.stages import Made
 
-TRAINING_STACK = {"torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "polygraphy", "matplotlib", "jinja2"}
+TRAINING_STACK = {
+    *("torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "polygraphy", "matplotlib", "jinja2"),
+    *("lightning_fabric", "kornia", "tensorboardX"),
+}
 """What a base install does not have."""
 PATH = click.Path(path_type=Path)
 _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
@@ -45,7 +48,8 @@ class _Commands(click.Group):
             package = (error.name or "").partition(".")[0]
             if package not in TRAINING_STACK:
                 raise
-            click.echo(f"Error: this command needs {package}, which is not installed: install lctr[compile].", err=True)
+            extra = "train" if ctx.invoked_subcommand == "train" else "compile"
+            click.echo(f"Error: this command needs {package}, which is not installed: install lctr[{extra}].", err=True)
             ctx.exit(1)
         except BrokenPipeError:
             # The reader (`| head`) has seen enough; what is left in the buffer has nowhere to go.
@@ -178,15 +182,28 @@ def deploy(
 @_data_option(None)
 @_output_option("Checkpoint to write, .safetensors.")
 @click.option("--init", type=PATH, help="Checkpoint to start from: its backbone, and its head if of the same classes.")
+@click.option(
+    "--recipe", "named", metavar="NAME", help="shapes, frozen, finetune, cub or ilsvrc. Default: by the data."
+)
 @click.option("--freeze-backbone", is_flag=True, help="Train the head alone, on cached features; needs --init.")
+@click.option("--train-blocks", type=int, metavar="N", help="Train the last N blocks and the head; needs --init.")
 @click.option("--images", type=int, help="Training images. Default: all.")
-@click.option("--epochs", type=int, help="Default: the recipe's, as for all options below.")
-@click.option("--batch-size", type=int)
+@click.option("--epochs", type=int, help="Default: the recipe's, as for all options down to --keep.")
+@click.option("--batch-size", type=int, help="Images per step, over all processes and passes.")
+@click.option("--accumulate", type=int, metavar="PASSES", help="Passes that a step's batch is cut into.")
 @click.option("--learning-rate", type=float)
 @click.option("--routing-rate", type=float, help="Factor on the learning rate of CDM's routing.")
+@click.option("--layer-decay", type=float, help="Factor on the learning rate from a block to the one before it.")
 @click.option("--weight-decay", type=float)
+@click.option("--drop-path", type=float, help="Rate at which the last block is left out; falls to 0 at the first.")
 @click.option("--cutmix", type=float, help="Share of the batches that are mixed.")
+@click.option("--views", type=int, help="Augmented views cached of each image, where blocks are frozen.")
+@click.option("--ema", type=float, metavar="DECAY", help="Keep the moving average of the weights, such as 0.999.")
+@click.option("--evaluate-every", type=int, metavar="EPOCHS", help="Evaluate on the validation images; 0: at the end.")
+@click.option("--keep", metavar="last|best", help="best: the weights of best Top-1 Loc on the validation images.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--workers", type=int, help="Processes that augment ahead. Default: 0 on a CPU, up to 8 for a GPU.")
+@click.option("--tensorboard", type=PATH, metavar="DIR", help="Write TensorBoard's event files, too.")
 @_seed_option
 @_json_option
 def train(
@@ -194,46 +211,50 @@ def train(
     data: str,
     output: Path,
     init: Path | None,
+    named: str | None,
     freeze_backbone: bool,
+    train_blocks: int | None,
     images: int | None,
-    epochs: int | None,
-    batch_size: int | None,
-    learning_rate: float | None,
-    routing_rate: float | None,
-    weight_decay: float | None,
-    cutmix: float | None,
     device: str,
-    seed: int,
+    workers: int | None,
+    tensorboard: Path | None,
     as_json: bool,
+    **changes: Any,
 ) -> None:
     """Train a localizer from image-level labels, and take its statistics.
 
-    Resumable: killed at any moment, the same command goes on after the last finished epoch (OUTPUT.state). Boxes are
-    read once, after training: those of the validation images, to choose the box threshold.
+    Resumable: killed at any moment, the same command goes on from OUTPUT.state with the same numbers. Each epoch is a
+    line of NAME.log.csv. Boxes are those of the validation images alone: they choose the box threshold, and with
+    --keep best the weights. On several GPUs: torchrun --nproc-per-node N $(which lctr) train ...
     """
     _require_suffix(output, ".safetensors")
+    if freeze_backbone and train_blocks:
+        raise UsageError(f"--freeze-backbone and --train-blocks {train_blocks} contradict each other: leave one out.")
     from toolchain.stages import train
-    from toolchain.training.run import FROM_SCRATCH, FROZEN_BACKBONE, Run, adjusted
+    from toolchain.training.recipes import adjusted, recipe_name, recipe_named
+    from toolchain.training.run import Run
 
-    recipe = adjusted(
-        FROZEN_BACKBONE if freeze_backbone else FROM_SCRATCH,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        routing_rate=routing_rate,
-        weight_decay=weight_decay,
-        cutmix=cutmix,
-        seed=seed,
-    )
+    blocks = 0 if freeze_backbone else train_blocks
+    recipe = adjusted(recipe_named(named or recipe_name(data, blocks)), train_blocks=blocks, **changes)
     with _steps() as step:
-        trained, made = train(Run(preset, data, recipe, init, freeze_backbone, images, device), output, step=step)
+        done = train(Run(preset, data, recipe, init, images, device, workers, tensorboard), output, step=step)
+    if done is None:
+        return
+    trained, made = done
+    validated = trained.validated
     if as_json:
         record = {"path": str(output), "statistics": str(made.artifact.path), "started": trained.started}
-        _print_json({**record, "validation": _fields(trained.validation)})
+        _print_json({**record, "validation": _fields(validated.evaluation), **_kept(_fields(validated), "top1", "tau")})
         return
     if trained.started:
         click.echo(f"Started from the {trained.started} of {init}.")
-    _accuracy_table([("validation images", trained.validation, None)])
+    if validated.evaluation:
+        _accuracy_table([("validation images", validated.evaluation, None)])
+    else:
+        click.echo(
+            f"Top-1 {validated.top1:.2f} on the validation images. They have no boxes: tau is {validated.tau:g}, as "
+            "published, and localization was not judged."
+        )
     click.echo(f"{output}\n{made.artifact.path}")
 
 

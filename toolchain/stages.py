@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -25,7 +25,9 @@ from toolchain.model import checkpoint
 from toolchain.model.deployment import AllMaps, DeployedLctr
 from toolchain.model.lctr import ClassMaps, Lctr, Localized
 from toolchain.progress import Progress, Step, silent, unwatched
-from toolchain.training.run import Run, Trained, train_localizer
+
+if TYPE_CHECKING:
+    from toolchain.training.run import Run, Trained
 
 ONNX = "onnx"
 ONNX_INT8 = "onnx-int8"
@@ -52,15 +54,28 @@ class Made:
     reused: bool
 
 
-def train(run: Run, output: Path, *, min_images: int = MIN_IMAGES, step: Step = unwatched) -> tuple[Trained, Made]:
-    """Train a localizer, then take its token statistics: where the data is now, and need not be later."""
+def train(
+    run: "Run", output: Path, *, min_images: int = MIN_IMAGES, step: Step = unwatched
+) -> "tuple[Trained, Made] | None":
+    """Train a localizer, then take its token statistics: where the data is now, and need not be later.
+
+    Returns:
+        None in all processes of a distributed training but the first.
+    """
+    # What trains is not installed where everything else is.
+    from toolchain.training.run import train_localizer
+
     trained = train_localizer(run, output, step)
+    if trained is None:
+        return None
+    validated = trained.validated
+    judged = asdict(validated.evaluation) if validated.evaluation else {"top1": validated.top1, "tau": validated.tau}
     seal(
         output,
         checkpoint.KIND,
         parameters=run.identity(),
         inputs={"init": run.init} if run.init else {},
-        metadata={"validation": asdict(trained.validation), "epochs": [asdict(log) for log in trained.logs]},
+        metadata={"validation": judged, "epochs": [asdict(log) for log in trained.logs]},
         code=code_version("toolchain/model", "toolchain/training", "toolchain/data"),
     )
     images = min(run.images or STATISTICS_IMAGES, STATISTICS_IMAGES)

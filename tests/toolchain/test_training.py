@@ -1,27 +1,37 @@
-"""A localizer of two tiny blocks on 16 x 16 pixels: an epoch takes milliseconds."""
+"""What a training step sees, and what the loop makes of it."""
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_training import (
+    PLAIN,
+    SCHEDULE,
+    TINY,
+    alone,
+    same_weights,
+    tiny_batches,
+    tiny_model,
+    tiny_pool,
+    trained,
+    untimed,
+)
 
 from toolchain.data.dataset import Sample
 from toolchain.data.pool import Pool, pool_from_dataset
 from toolchain.errors import TrainingError, UsageError
-from toolchain.model.lctr import Cues, Lctr
-from toolchain.model.presets import Preset
-from toolchain.preprocessing import Preprocessing
-from toolchain.training.batches import Batch, CueBatches, CutMix, ImageBatches, cached_cues
-from toolchain.training.loop import EpochLog, Schedule, train
-
-TINY = Preset("test", image_size=16, patch_size=8, dim=8, depth=2, heads=2)
-PLAIN = Preprocessing(16, 16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-UNMIXED = CutMix(probability=0)
-SCHEDULE = Schedule(epochs=3, learning_rate=1e-2)
+from toolchain.model.lctr import Cues, Halfway
+from toolchain.training.batches import Batch, CachedBatches, ImageBatches, Share
+from toolchain.training.cache import frozen_outputs
+from toolchain.training.loop import train
+from toolchain.training.mixing import CutMix
+from toolchain.training.recipes import Schedule
+from toolchain.training.sources import PoolSource
 
 
 @pytest.fixture(autouse=True)
@@ -33,54 +43,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def tiny_model() -> Lctr:
-    torch.manual_seed(0)
-    return Lctr(TINY, num_classes=3, drop_path=0.3)
-
-
-def tiny_pool(count: int = 12) -> Pool:
-    """Class c is bright in channel c."""
-    labels = np.arange(count) % 3
-    images = np.random.default_rng(0).integers(0, 100, (count, 16, 16, 3), dtype=np.uint8)
-    images[np.arange(count), :, :, labels] += 120
-    return Pool(images, labels)
-
-
-def tiny_batches(cutmix: CutMix = UNMIXED, pool: Pool | None = None, batch_size: int = 4) -> ImageBatches:
-    return ImageBatches(pool or tiny_pool(), PLAIN, batch_size, cutmix)
-
-
-def trained(
-    state: Path, schedule: Schedule = SCHEDULE, model: Lctr | None = None, **others
-) -> tuple[Lctr, list[EpochLog]]:
-    model = model or tiny_model()
-    logs = train(model, tiny_batches(CutMix()), schedule, state=state, **{"identity": "run"} | others)
-    return model, logs
-
-
-def one_epoch(batches: ImageBatches | CueBatches, model: Lctr | None = None, seed: int = 0) -> list[Batch]:
-    plain = torch.autocast("cpu", torch.bfloat16, enabled=False)
-    with torch.no_grad():
-        return list(batches.epoch((model or tiny_model()).eval(), plain, torch.Generator().manual_seed(seed)))
-
-
-def same_weights(first: Lctr, second: Lctr) -> bool:
-    others = second.state_dict()
-    return all(torch.equal(value, others[name]) for name, value in first.state_dict().items())
-
-
-@pytest.mark.parametrize("step", [4, 5, 8])
-def test_an_interrupted_run_resumes_into_the_same_weights(tmp_path, step):
-    def interrupt(done: int, total: int, note: str = "") -> None:
-        if done == step:
-            raise KeyboardInterrupt
-
-    whole, logs = trained(tmp_path / "whole.state")
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "cut.state", progress=interrupt)
-    resumed, resumed_logs = trained(tmp_path / "cut.state")
-    assert same_weights(whole, resumed)
-    assert [replace(log, seconds=0) for log in resumed_logs] == [replace(log, seconds=0) for log in logs]
+def one_epoch(
+    batches: ImageBatches | CachedBatches, seed: int = 0, share: Share | None = None, first: int = 0
+) -> list[Batch]:
+    return list(batches.epoch(torch.Generator().manual_seed(seed), share or Share(), first))
 
 
 def test_a_finished_run_is_not_repeated(tmp_path):
@@ -97,24 +63,15 @@ def test_another_seed_gives_other_weights(tmp_path):
     assert not same_weights(first, second)
 
 
-@pytest.mark.parametrize("others", [{"identity": "other data"}, {"schedule": replace(SCHEDULE, label_smoothing=0.1)}])
-def test_the_state_of_another_run_is_not_continued(tmp_path, others):
-    trained(tmp_path / "state")
-    with pytest.raises(UsageError, match="belongs to a run with other options or data"):
-        trained(tmp_path / "state", **others)
-
-
-@pytest.mark.parametrize("content", [b"", b"no state"])
-def test_what_is_no_state_is_not_continued(tmp_path, content):
-    (tmp_path / "state").write_bytes(content)
-    with pytest.raises(UsageError, match="is no training state"):
-        trained(tmp_path / "state")
-
-
 def test_training_learns(tmp_path):
     model = tiny_model()
     logs = train(
-        model, tiny_batches(), Schedule(epochs=30, learning_rate=1e-2), state=tmp_path / "state", identity="run"
+        alone(),
+        model,
+        tiny_batches(),
+        Schedule(epochs=30, learning_rate=1e-2),
+        state=tmp_path / "state",
+        identity="run",
     )
     assert logs[-1].loss < 0.5 * logs[0].loss
     assert logs[-1].accuracy > 0.9
@@ -148,12 +105,31 @@ def test_a_loss_that_is_no_number_is_an_error(tmp_path, value):
         trained(tmp_path / "state", model=model)
 
 
-@pytest.mark.parametrize(
-    ("epochs_done", "factor"), [(0.0, 0.0), (0.5, 0.25), (1.0, 0.5), (2.0, 1.0), (6.0, 0.505), (10.0, 0.01)]
-)
-def test_learning_rate_by_hand(epochs_done, factor):
-    schedule = Schedule(epochs=10, learning_rate=1.0, warmup_epochs=2)
-    assert schedule.rate(epochs_done) == pytest.approx(factor)
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_passes_add_up_to_the_whole_batch(tmp_path, accumulate):
+    schedule = replace(SCHEDULE, bf16=False)
+    whole, logs = trained(tmp_path / "whole", schedule, tiny_model(drop_path=0))
+    parts, part_logs = trained(tmp_path / "parts", replace(schedule, accumulate=accumulate), tiny_model(drop_path=0))
+    # Sums in another order: float32 rounding, and what Adam makes of it.
+    assert [log.loss for log in part_logs] == pytest.approx([log.loss for log in logs], rel=1e-4)
+    assert [log.accuracy for log in part_logs] == [log.accuracy for log in logs]
+    images = torch.rand(4, 3, 16, 16)
+    torch.testing.assert_close(parts(images).logits, whole(images).logits, rtol=1e-2, atol=1e-3)
+
+
+def test_the_moving_average_by_hand(tmp_path):
+    decay, seen = 0.5, []
+    model = tiny_model()
+
+    def remember(done: int, total: int, note: str = "") -> None:
+        seen.append(model.CDM.weight.detach().clone())
+
+    trained(tmp_path / "state", replace(SCHEDULE, ema=decay), model, progress=remember)
+    average = seen[0]
+    for weight in seen[1:]:
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(model.CDM.weight, average)
+    assert not torch.equal(model.CDM.weight, seen[-1])
 
 
 class Boxed:
@@ -181,6 +157,17 @@ def test_an_epoch_shows_each_image_once_in_another_order():
     orders = [[b.labels.tolist() for b in one_epoch(batches, seed=seed)] for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(chain(*orders[0])) == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_repeated_images_share_a_batch_and_leave_the_epoch_as_long():
+    grey = np.arange(12, dtype=np.uint8) * 20
+    pool = Pool(np.broadcast_to(grey[:, None, None, None], (12, 16, 16, 3)), np.arange(12) % 3)
+    batches = replace(tiny_batches(pool=pool, batch_size=6), repeats=3)
+    shown = [(b.inputs[:, 0, 0, 0] * 255 / 20).round().int().tolist() for b in one_epoch(batches)]
+    assert len(shown) == batches.steps == 2
+    for batch in shown:
+        assert batch == [batch[0]] * 3 + [batch[3]] * 3
+    assert len({*shown[0], *shown[1]}) == 4
 
 
 def test_an_incomplete_batch_is_left_out():
@@ -215,44 +202,89 @@ def test_a_rectangle_lies_in_a_corner(seed):
     assert int(mask.sum()) == int(rows.sum()) * int(columns.sum())
 
 
-def test_cached_cues_are_those_of_the_image_and_of_its_mirror():
-    model = tiny_model()
-    pool = tiny_pool(5)
-    cached = cached_cues(model, pool, PLAIN, batch_size=2)
-    images = torch.from_numpy(PLAIN.normalize(pool.images))
-    with torch.no_grad():
-        for view, shown in enumerate((images, images.flip(-1))):
-            cues = model.cues(shown)
-            torch.testing.assert_close(cached.features[view].float(), cues.features, rtol=2e-3, atol=2e-3)
-            torch.testing.assert_close(cached.class_attention[view], cues.class_attention)
-
-
-def test_cached_cues_are_mixed_by_token():
-    features = torch.arange(3.0).reshape(1, 3, 1, 1, 1).expand(1, 3, 8, 2, 2).half()
-    cues = Cues(features, features[:, :, 0].float())
-    (batch,) = one_epoch(CueBatches(cues, torch.arange(3), 3, CutMix(1, (0.5, 0.5))))
-    for image in range(3):
-        own, other = batch.labels[image], batch.labels[image - 1]
-        tokens = batch.cues.features[image, 0].flatten().tolist()
-        assert sorted(tokens) == sorted([own, own, own, other])
-        assert batch.cues.class_attention[image].flatten().tolist() == tokens
-
-
-class Watched(Lctr):
-    """Remembers the images it saw last."""
-
-    def cues(self, images: torch.Tensor) -> Cues:
-        self.seen = images
-        return super().cues(images)
-
-
 def test_images_are_mixed_by_whole_patches():
     grey = np.arange(3, dtype=np.uint8) * 51
     pool = Pool(np.broadcast_to(grey[:, None, None, None], (3, 16, 16, 3)), np.arange(3))
-    model = Watched(TINY, num_classes=3)
-    (batch,) = one_epoch(tiny_batches(CutMix(1, (0.5, 0.5)), pool, batch_size=3), model)
+    (batch,) = one_epoch(tiny_batches(CutMix(1, (0.5, 0.5)), pool, batch_size=3))
     for image in range(3):
-        patches = model.seen[image, 0].reshape(2, 8, 2, 8).transpose(1, 2).reshape(4, 64)
+        patches = batch.inputs[image, 0].reshape(2, 8, 2, 8).transpose(1, 2).reshape(4, 64)
         assert (patches == patches[:, :1]).all()
         own, other = int(batch.labels[image]), int(batch.labels[image - 1])
         assert sorted((patches[:, 0] * 5).round().int().tolist()) == sorted([own, own, own, other])
+
+
+def cached_batches(cutmix: CutMix, tokens: bool) -> CachedBatches:
+    """Three images, each token of which says which image it is of."""
+    number = torch.arange(3.0).reshape(1, 3, 1, 1, 1)
+    attention = number[..., 0].expand(1, 3, 2, 2)
+    cached = (
+        Halfway(number[..., 0].expand(1, 3, 5, 8).half(), attention)
+        if tokens
+        else Cues(number.expand(1, 3, 8, 2, 2).half(), attention)
+    )
+    return CachedBatches(cached, torch.arange(3), 3, cutmix, 3)
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+def test_cached_output_is_mixed_by_token(tokens):
+    (batch,) = one_epoch(cached_batches(CutMix(1, (0.5, 0.5)), tokens))
+    for image in range(3):
+        own, other = batch.labels[image], batch.labels[image - 1]
+        shown = batch.inputs.class_attention[image].flatten().tolist()
+        assert sorted(shown) == sorted([own, own, own, other])
+        if tokens:
+            assert batch.inputs.tokens[image, :, 0].tolist() == [0.75 * own + 0.25 * other, *shown]
+        else:
+            assert batch.inputs.features[image, 0].flatten().tolist() == shown
+
+
+@pytest.mark.parametrize("frozen_blocks", [1, 2])
+def test_cached_output_goes_on_as_the_image_and_its_mirror_image_would(frozen_blocks):
+    model = tiny_model()
+    pool = tiny_pool(5)
+    cached = frozen_outputs(model, frozen_blocks, PoolSource(pool, PLAIN), batch_size=2)
+    images = torch.from_numpy(PLAIN.normalize(pool.images))
+    with torch.no_grad():
+        for view, shown in enumerate((images, images.flip(-1))):
+            parts = type(cached)(*(part[view].float() for part in cached))
+            found = model.cues_from(parts, frozen_blocks) if isinstance(parts, Halfway) else parts
+            expected = model.cues(shown)
+            torch.testing.assert_close(found.features, expected.features, rtol=2e-3, atol=4e-3)
+            torch.testing.assert_close(found.class_attention, expected.class_attention, rtol=1e-3, atol=1e-4)
+
+
+def test_what_does_not_fit_in_memory_is_refused_before_it_is_computed(tmp_path, monkeypatch):
+    little = tmp_path / "meminfo"
+    little.write_text("MemTotal: 8 kB\nMemAvailable: 1 kB\n")
+    monkeypatch.setattr("toolchain.training.cache.MEMORY", little)
+    with pytest.raises(UsageError, match=r"1 frozen blocks for 2 views of 400 images takes .* lower --views"):
+        frozen_outputs(tiny_model(), 1, PoolSource(tiny_pool(400), PLAIN))
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    world=st.sampled_from([1, 2, 3]),
+    accumulate=st.sampled_from([1, 2]),
+    first=st.integers(0, 2),
+)
+def test_shares_of_processes_and_passes_put_together_are_the_batch(seed, world, accumulate, first):
+    batches = tiny_batches(CutMix(0.7), tiny_pool(24), batch_size=12)
+    shares = [one_epoch(batches, seed, Share(rank, world, accumulate), first) for rank in range(world)]
+    wholes = one_epoch(batches, seed)[first:]
+    assert {len(passes) for passes in shares} == {len(wholes) * accumulate}
+    for step, whole in enumerate(wholes):
+        parts = [s[step * accumulate + turn] for turn in range(accumulate) for s in shares]
+        for name in ("inputs", "targets", "labels"):
+            assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(UsageError, match=r"--batch-size 4 cannot be shared by 3 processes in 2 passes.*multiple of 6"):
+        one_epoch(tiny_batches(), share=Share(0, 3, 2))
+
+
+def test_epochs_are_logged_with_the_rate_they_end_at(tmp_path):
+    _, logs = trained(tmp_path / "state", Schedule(epochs=2, learning_rate=1e-2, warmup_epochs=1))
+    assert [log.learning_rate for log in logs] == pytest.approx([1e-2, 1e-4])
+    assert untimed(logs)[0].top1 is None
+    assert TINY.grid == 2

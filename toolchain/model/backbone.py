@@ -1,5 +1,7 @@
 """The vision transformer under LCTR: DeiT's architecture and parameter names (spec/lctr.md, "Backbone")."""
 
+from itertools import islice
+
 import torch
 from torch import Tensor, nn
 
@@ -122,13 +124,27 @@ class VisionTransformer(nn.Module):
 
         Attention is A_l (B, 1+N, 1+N), or only the class token's row of it (B, 1, 1+N).
         """
+        tokens, attentions = self.advance(self.embed(images), class_row_only=class_row_only)
+        return self.norm(tokens), attentions
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) -> tokens before the first block (B, 1+N, D), class token first."""
         patches = self.patch_embed(images)
-        tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + self.pos_embed
+        return torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + self.pos_embed
+
+    def advance(
+        self, tokens: Tensor, first: int = 0, end: int | None = None, *, class_row_only: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Tokens before block `first` -> tokens after block `end - 1`, of the last one by default.
+
+        Returns:
+            tokens (B, 1+N, D), and attention of each block passed, as `tokens` gives it.
+        """
         attentions = []
-        for block in self.blocks:
+        for block in islice(self.blocks, first, end):
             tokens, attention = block(tokens, class_row_only)
             attentions.append(attention)
-        return self.norm(tokens), attentions
+        return tokens, attentions
 
 
 def _start(module: nn.Module) -> None:

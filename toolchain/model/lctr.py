@@ -23,6 +23,18 @@ class Cues(NamedTuple):
     class_attention: Tensor
 
 
+class Halfway(NamedTuple):
+    """What the blocks that were passed leave to the others.
+
+    Attributes:
+        tokens: (B, 1+N, D), class token first.
+        class_attention: the class token's attention (B, h, w), summed over the blocks passed.
+    """
+
+    tokens: Tensor
+    class_attention: Tensor
+
+
 class Classified(NamedTuple):
     """What the classifier makes of the cues.
 
@@ -94,6 +106,18 @@ class Lctr(VisionTransformer):
     def cues(self, images: Tensor) -> Cues:
         """Backbone only: what `classify` needs. RPAM is left out: it has no part in the loss."""
         return self._cues(*self.tokens(images, class_row_only=True))
+
+    def halfway(self, images: Tensor, blocks: int) -> Halfway:
+        """The first `blocks` blocks only, at least one and not all of them."""
+        tokens, attentions = self.advance(self.embed(images), end=blocks, class_row_only=True)
+        return Halfway(tokens, class_token_map(attentions, self.preset.grid) * blocks)
+
+    def cues_from(self, halfway: Halfway, blocks: int) -> Cues:
+        """What `cues` gives, from where `halfway` stopped: `cues_from(halfway(x, k), k)` is `cues(x)`."""
+        tokens, attentions = self.advance(halfway.tokens, blocks, class_row_only=True)
+        rest = self._cues(self.norm(tokens), attentions)
+        total = halfway.class_attention + rest.class_attention * len(attentions)
+        return Cues(rest.features, total / self.preset.depth)
 
     def classify(self, cues: Cues) -> Classified:
         """CDM: reverse attention, routing, class maps, logits."""

@@ -1,59 +1,70 @@
-"""Where a training step's input comes from: pixels, or the cached output of a frozen backbone.
+"""A training step's input: which images, which view of each, and how they are mixed.
 
-Both mix images by CutMix with rectangles aligned to tokens and anchored at a corner. Without it the class map of a
-token only has to know the image's class, which every token can read off the class token: maps become uniform. With it
-one image holds two classes, and each token must answer for what it sees itself.
+All of it is drawn for the whole batch, by every process alike. A process then computes its share of the batch, in one
+pass or several: neither the number of processes nor that of passes changes what is seen.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import islice
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from toolchain.data.pool import Pool
-from toolchain.model.lctr import Cues, Lctr
-from toolchain.preprocessing import Preprocessing
-from toolchain.progress import Progress, silent
+from toolchain.errors import UsageError
+from toolchain.model.lctr import Cues, Halfway
+from toolchain.training.mixing import CutMix, mixed_cues, mixed_halfway, mixed_images, mixed_targets
+from toolchain.training.sources import Source, Wanted, seeds
+
+Inputs = Tensor | Halfway | Cues
+"""Images (n, 3, S, S), or what frozen blocks made of them."""
 
 
 @dataclass(frozen=True)
-class CutMix:
-    """Rectangles of tokens pasted from one image of the batch into another.
+class Share:
+    """What one of several processes computes of each batch.
 
     Attributes:
-        probability: share of the batches that are mixed.
-        sides: least and largest side of a rectangle, as fractions of the grid.
+        rank: which process this is, from 0.
+        world: processes.
+        accumulate: passes that each of them takes for one step.
     """
 
-    probability: float = 0.8
-    sides: tuple[float, float] = (0.36, 0.65)
+    rank: int = 0
+    world: int = 1
+    accumulate: int = 1
 
-    def draw(self, grid: int, generator: torch.Generator) -> Tensor | None:
-        """(grid, grid) bool, true where the other image shows; None for a batch left as it is."""
-        if torch.rand((), generator=generator) >= self.probability:
-            return None
-        low, high = (round(s * grid) for s in self.sides)
-        height, width = torch.randint(low, high + 1, (2,), generator=generator).tolist()
-        mask = torch.zeros(grid, grid, dtype=torch.bool)
-        mask[:height, :width] = True
-        flips = [axis for axis in (0, 1) if torch.rand((), generator=generator) < 0.5]
-        return mask.flip(flips)
+    def passes(self, batch_size: int) -> list[Tensor]:
+        """Positions in the batch, one tensor for each pass.
+
+        Raises:
+            UsageError: the batch cannot be cut into parts of one size.
+        """
+        parts = self.world * self.accumulate
+        if batch_size % parts:
+            raise UsageError(
+                f"--batch-size {batch_size} cannot be shared by {self.world} processes in {self.accumulate} passes "
+                f"each: give a multiple of {parts}."
+            )
+        chunks = torch.arange(batch_size).chunk(parts)
+        return list(chunks[self.rank :: self.world])
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A training step's input.
+ALONE = Share()
+
+
+class Batch(NamedTuple):
+    """Input of one pass.
 
     Attributes:
-        cues: what the classifier sees.
-        targets: (B, C), rows sum to 1.
-        labels: (B,) of the larger part of each image.
+        inputs: what the first trained part of the model sees.
+        targets: (n, C), rows sum to 1.
+        labels: (n,) of the larger part of each image.
     """
 
-    cues: Cues
+    inputs: Inputs
     targets: Tensor
     labels: Tensor
 
@@ -65,114 +76,130 @@ class Batches(Protocol):
     def steps(self) -> int:
         """Batches per epoch."""
 
-    def epoch(self, model: Lctr, precision: torch.autocast, generator: torch.Generator) -> Iterator[Batch]:
-        """The batches of one epoch, wholly decided by the generator."""
+    def epoch(self, generator: torch.Generator, share: Share = ALONE, first: int = 0) -> Iterator[Batch]:
+        """The passes of one epoch's steps from step `first` on, wholly decided by the generator's state."""
+
+
+class _Pass(NamedTuple):
+    """One pass as drawn.
+
+    Attributes:
+        wanted: what to load.
+        own: (n,) where the images of the pass are among the loaded ones.
+        others: (n,) where the images pasted into them are.
+        mask: (h, w) bool, true where the other image shows; None: no image is mixed.
+    """
+
+    wanted: Wanted
+    own: Tensor
+    others: Tensor
+    mask: Tensor | None
 
 
 @dataclass(frozen=True)
 class ImageBatches:
-    """Batches computed from pixels, through the backbone.
+    """Batches of images, each flipped left-right at random.
 
     Attributes:
-        pool: images and labels.
-        preprocessing: normalization.
+        source: where images are loaded from.
         batch_size: images per step; an incomplete last batch is left out.
         cutmix: how images are mixed.
+        grid: patches along a side.
+        num_classes: C.
+        repeats: views of an image in one batch, one after the other; an epoch then shows fewer images, not more.
     """
 
-    pool: Pool
-    preprocessing: Preprocessing
+    source: Source
     batch_size: int
     cutmix: CutMix
+    grid: int
+    num_classes: int
+    repeats: int = 1
 
     @property
     def steps(self) -> int:
         """Batches per epoch."""
-        return len(self.pool.labels) // self.batch_size
+        return len(self.source) // self.batch_size
 
-    def epoch(self, model: Lctr, precision: torch.autocast, generator: torch.Generator) -> Iterator[Batch]:
-        """Shuffled, flipped left-right at random, mixed."""
-        device = model.cls_token.device
-        labels = torch.from_numpy(self.pool.labels)
-        for rows in _shuffled(len(labels), self.batch_size, generator):
-            images = torch.from_numpy(self.preprocessing.normalize(self.pool.images[rows.numpy()]))
-            flipped = torch.rand(len(rows), generator=generator) < 0.5
-            images[flipped] = images[flipped].flip(-1)
-            mask = self.cutmix.draw(model.preset.grid, generator)
-            if mask is not None:
-                patch = model.preset.patch_size
-                pixels = mask.repeat_interleave(patch, 0).repeat_interleave(patch, 1)
-                images = torch.where(pixels, images.roll(1, 0), images)
-            with precision:
-                cues = model.cues(images.to(device))
-            yield Batch(cues, *(t.to(device) for t in _mixed(labels[rows], mask, model.num_classes)))
+    def epoch(self, generator: torch.Generator, share: Share = ALONE, first: int = 0) -> Iterator[Batch]:
+        """Shuffled, flipped, mixed."""
+        passes = list(self._passes(generator, share, first))
+        loaded = self.source.load([p.wanted for p in passes])
+        for (_, own, others, mask), (images, labels) in zip(passes, loaded, strict=True):
+            inputs = images[own] if mask is None else mixed_images(images[own], images[others], mask)
+            yield Batch(inputs, *mixed_targets(labels[own], labels[others], mask, self.num_classes))
+
+    def _passes(self, generator: torch.Generator, share: Share, first: int) -> Iterator[_Pass]:
+        positions = share.passes(self.batch_size)
+        # A stream of its own: images that nobody augments are drawn as if there were no seeds.
+        views = np.random.default_rng(generator.initial_seed())
+        order = _shuffled(len(self.source), self.batch_size, generator, self.repeats)
+        for wanted, mask in islice((self._drawn(rows, generator, views) for rows in order), first, None):
+            for own in positions:
+                # The image before, or the last one that is no other view of the same image.
+                others = own if mask is None else (own - self.repeats) % self.batch_size
+                needed, places = torch.cat([own, others]).unique(return_inverse=True)
+                loaded = Wanted(*(part[needed] for part in wanted))
+                yield _Pass(loaded, places[: len(own)], places[len(own) :], mask)
+
+    def _drawn(
+        self, rows: Tensor, generator: torch.Generator, views: np.random.Generator
+    ) -> tuple[Wanted, Tensor | None]:
+        flipped = torch.rand(len(rows), generator=generator) < 0.5
+        mask = self.cutmix.draw(self.grid, generator)
+        return Wanted(rows, flipped, seeds(len(rows), views)), mask
 
 
 @dataclass(frozen=True)
-class CueBatches:
-    """Batches from the cached output of a frozen backbone; CutMix works on tokens.
+class CachedBatches:
+    """Batches from the cached output of frozen blocks; CutMix works on tokens.
 
     Attributes:
-        cues: features (V, N, D, h, w) float16 and class attention (V, N, h, w): V views of each image.
+        cached: features or tokens (V, N, ...) float16 and class attention (V, N, h, w): V views of each image.
         labels: (N,).
         batch_size: images per step; an incomplete last batch is left out.
         cutmix: how images are mixed.
+        num_classes: C.
     """
 
-    cues: Cues
+    cached: Halfway | Cues
     labels: Tensor
     batch_size: int
     cutmix: CutMix
+    num_classes: int
 
     @property
     def steps(self) -> int:
         """Batches per epoch."""
         return len(self.labels) // self.batch_size
 
-    def epoch(self, model: Lctr, precision: torch.autocast, generator: torch.Generator) -> Iterator[Batch]:
+    def epoch(self, generator: torch.Generator, share: Share = ALONE, first: int = 0) -> Iterator[Batch]:
         """Shuffled, a random view of each image, mixed."""
-        device = model.cls_token.device
-        for rows in _shuffled(len(self.labels), self.batch_size, generator):
-            views = torch.randint(self.cues.features.shape[0], (len(rows),), generator=generator)
-            cues = Cues(*(cached[views, rows].float().to(device) for cached in self.cues))
-            mask = self.cutmix.draw(model.preset.grid, generator)
-            if mask is not None:
-                shown = mask.to(device)
-                cues = Cues(*(torch.where(shown, part.roll(1, 0), part) for part in cues))
-            yield Batch(cues, *(t.to(device) for t in _mixed(self.labels[rows], mask, model.num_classes)))
+        positions = share.passes(self.batch_size)
+        drawn = (self._drawn(rows, generator) for rows in _shuffled(len(self.labels), self.batch_size, generator))
+        for rows, views, mask in islice(drawn, first, None):
+            for own in positions:
+                others = (own - 1) % self.batch_size
+                inputs = self._cached(views[own], rows[own])
+                if mask is not None:
+                    inputs = _mixed(inputs, self._cached(views[others], rows[others]), mask)
+                targets = mixed_targets(self.labels[rows[own]], self.labels[rows[others]], mask, self.num_classes)
+                yield Batch(inputs, *targets)
+
+    def _drawn(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        views = torch.randint(len(self.cached.class_attention), (len(rows),), generator=generator)
+        return rows, views, self.cutmix.draw(self.cached.class_attention.shape[-1], generator)
+
+    def _cached(self, views: Tensor, rows: Tensor) -> Halfway | Cues:
+        return type(self.cached)(*(part[views, rows].float() for part in self.cached))
 
 
-@torch.no_grad()
-def cached_cues(
-    model: Lctr, pool: Pool, preprocessing: Preprocessing, *, batch_size: int = 16, progress: Progress = silent
-) -> Cues:
-    """The backbone's output for each image as it is and flipped left-right.
-
-    Returns:
-        features (2, N, D, h, w) float16 and class attention (2, N, h, w) float32, on the CPU.
-    """
-    model.eval()
-    device = model.cls_token.device
-    views: list[Cues] = []
-    total = 2 * len(pool.labels)
-    for flipped in (False, True):
-        parts = []
-        for start in range(0, len(pool.labels), batch_size):
-            images = torch.from_numpy(preprocessing.normalize(pool.images[start : start + batch_size]))
-            cues = model.cues((images.flip(-1) if flipped else images).to(device))
-            parts.append(Cues(cues.features.half().cpu(), cues.class_attention.cpu()))
-            progress(flipped * len(pool.labels) + start + len(images), total)
-        views.append(Cues(*(torch.cat(part) for part in zip(*parts, strict=True))))
-    return Cues(*(torch.stack(part) for part in zip(*views, strict=True)))
+def _mixed(own: Halfway | Cues, others: Halfway | Cues, mask: Tensor) -> Halfway | Cues:
+    if isinstance(own, Halfway) and isinstance(others, Halfway):
+        return mixed_halfway(own, others, mask)
+    return mixed_cues(Cues(*own), Cues(*others), mask)
 
 
-def _shuffled(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    order = torch.randperm(count, generator=generator)
+def _shuffled(count: int, batch_size: int, generator: torch.Generator, repeats: int = 1) -> Iterator[Tensor]:
+    order = torch.randperm(count, generator=generator).repeat_interleave(repeats)
     return iter(order[: count // batch_size * batch_size].split(batch_size))
-
-
-def _mixed(labels: Tensor, mask: Tensor | None, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Targets weighted by visible area (B, C), and the label of the larger part (B,)."""
-    own = F.one_hot(labels, num_classes).float()
-    share = 0.0 if mask is None else float(mask.float().mean())
-    return own * (1 - share) + own.roll(1, 0) * share, labels if share < 0.5 else labels.roll(1, 0)

@@ -1,201 +1,220 @@
-"""The training loop: AdamW, warm-up and cosine, seeded, resumable after any epoch."""
+"""The training loop: seeded, on one process or many, resumable after any step."""
 
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from toolchain.artifacts import writing
-from toolchain.errors import TrainingError, UsageError
+from toolchain.errors import TrainingError
 from toolchain.model.lctr import Lctr
 from toolchain.progress import Progress, silent
-from toolchain.training.batches import Batches
+from toolchain.training.batches import Batch, Batches, Share
+from toolchain.training.learner import Learner
+from toolchain.training.log import EpochLog
+from toolchain.training.optimizer import adamw, set_rate
+from toolchain.training.recipes import BEST, Schedule
+from toolchain.training.state import Best, Tally, TrainingState, read
+from toolchain.training.validation import Validated
 
 DEAD_ROUTING = 1e-3
 """Mean routing weight under which CDM's kernels no longer get a gradient."""
+LARGEST_NORM = 1.0
+"""That gradients are clipped to."""
+SAVE_SECONDS = 300.0
+"""Time from one saved state to the next within an epoch."""
 
-ROUTING_PATH = "conv3x3.", "CDM._routing_fn_two."
-"""Parameters that act on the logits through the routing alone."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast to train.
-
-    Attributes:
-        epochs: passes over the training images.
-        learning_rate: at the end of the warm-up, for everything but the routing path.
-        routing_rate: factor on the learning rate of conv3x3 and both routing layers. At the full rate Adam drives the
-            routing's sigmoid to 0 within a few steps on strong features, and nothing brings it back.
-        weight_decay: AdamW's, on matrices only (not on biases, norms and embeddings).
-        warmup_epochs: linear warm-up; may be a fraction of an epoch.
-        label_smoothing: of the cross-entropy.
-        seed: of order, augmentation and drop path.
-        bf16: compute in bfloat16 where torch's autocast deems it safe; weights and loss stay float32.
-    """
-
-    epochs: int
-    learning_rate: float
-    routing_rate: float = 0.01
-    weight_decay: float = 0.05
-    warmup_epochs: float = 1.0
-    label_smoothing: float = 0.0
-    seed: int = 0
-    bf16: bool = True
-
-    def rate(self, epochs_done: float) -> float:
-        """Factor on the learning rate: linear warm-up, then cosine to a hundredth."""
-        if epochs_done < self.warmup_epochs:
-            return epochs_done / self.warmup_epochs
-        progress = (epochs_done - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1e-9)
-        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-@dataclass(frozen=True)
-class EpochLog:
-    """Means over one epoch. Accuracy is on mixed, augmented training images: lower than on plain ones."""
-
-    epoch: int
-    loss: float
-    accuracy: float
-    routing: float
-    seconds: float
+Evaluate = Callable[[Lctr], Validated]
+EpochEnd = Callable[[list[EpochLog]], None]
 
 
 def train(
+    fabric: Fabric,
     model: Lctr,
     batches: Batches,
     schedule: Schedule,
     *,
     state: Path,
     identity: str,
+    frozen_blocks: int = 0,
+    evaluate: Evaluate | None = None,
+    epoch_end: EpochEnd | None = None,
+    save_seconds: float = SAVE_SECONDS,
     progress: Progress = silent,
 ) -> list[EpochLog]:
-    """Train the parameters that require a gradient, in place.
+    """Train the parameters that require a gradient, in place; the model ends as what `schedule.keep` says.
 
-    After each epoch everything needed to go on is written to `state`; a run that finds a state of the same
-    `identity` and schedule continues from it and ends with the same weights as one that was never interrupted.
+    After each epoch, and now and then within one, everything needed to go on is written to `state`. A run that finds a
+    state of the same `identity` and schedule continues from it and ends with the same weights and the same logs as one
+    that was never interrupted: what a step does depends on the state and on the step's number alone.
+
+    Args:
+        fabric: launched; the model is on its device.
+        model: to train.
+        batches: what it is trained on.
+        schedule: how.
+        state: where the state is kept; the caller removes it.
+        identity: of everything else that the result depends on.
+        frozen_blocks: that the inputs have passed.
+        evaluate: called by the first process as often as `schedule.evaluate_every` says, and after the last epoch.
+        epoch_end: called by the first process with all logs so far, before the state is written.
+        save_seconds: time from one saved state to the next within an epoch.
+        progress: called after each step.
 
     Raises:
         TrainingError: the loss is no longer finite, or the routing died.
-        UsageError: `state` belongs to another run.
+        UsageError: `state` belongs to another run, or the batch cannot be shared by the processes.
     """
-    optimizer = torch.optim.AdamW(_parameter_groups(model, schedule), lr=schedule.learning_rate)
-    logs = _resume(state, model, optimizer, schedule, identity) if state.exists() else []
-    for epoch in range(len(logs), schedule.epochs):
-        # One stream per epoch, for torch's own dropout too: an interrupted run resumes into the same numbers.
-        torch.manual_seed(schedule.seed * 100_003 + epoch)
-        generator = torch.Generator().manual_seed(schedule.seed * 100_003 + epoch)
-        logs.append(_epoch(model, batches, optimizer, schedule, epoch, generator, progress))
-        _save_state(state, model, optimizer, schedule, identity, logs)
+    loop = _Loop(fabric, model, batches, schedule, frozen_blocks, progress)
+    run = json.dumps([asdict(schedule), identity], sort_keys=True)
+    # The first process alone reads and writes files: others may not see them.
+    record = fabric.broadcast(read(state, run) if fabric.is_global_zero and state.exists() else None)
+    if record:
+        loop.state.restore(record)
+    for epoch in range(len(loop.state.logs), schedule.epochs):
+        saved = time.monotonic()
+        for _ in loop.steps(epoch):
+            if fabric.is_global_zero and time.monotonic() - saved >= save_seconds:
+                loop.state.save(state, run)
+                saved = time.monotonic()
+        loop.end(epoch, evaluate if fabric.is_global_zero else None)
+        if fabric.is_global_zero:
+            if epoch_end:
+                epoch_end(loop.state.logs)
+            loop.state.save(state, run)
+    model.load_state_dict(loop.state.best.weights if loop.state.best else loop.state.result.state_dict())
     model.eval()
-    return logs
+    return loop.state.logs
 
 
-def _epoch(
-    model: Lctr,
-    batches: Batches,
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
-    epoch: int,
-    generator: torch.Generator,
-    progress: Progress,
-) -> EpochLog:
-    model.train()
-    start = time.monotonic()
-    loss_sum = correct = seen = routing_sum = 0.0
-    precision = torch.autocast(model.cls_token.device.type, torch.bfloat16, enabled=schedule.bf16)
-    for step, batch in enumerate(batches.epoch(model, precision, generator)):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.learning_rate * group["factor"] * schedule.rate(epoch + (step + 1) / batches.steps)
-        with precision:
-            classified = model.classify(batch.cues)
-        logits = classified.logits.float()
-        loss = F.cross_entropy(logits, batch.targets, label_smoothing=schedule.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        routing = float(classified.routing.detach().mean())
-        _check_alive(float(loss.detach()), routing, epoch, step, schedule)
-        loss_sum += float(loss.detach()) * len(batch.labels)
-        correct += float((logits.detach().argmax(1) == batch.labels).sum())
-        routing_sum += routing * len(batch.labels)
-        seen += len(batch.labels)
-        done = epoch * batches.steps + step + 1
-        progress(done, schedule.epochs * batches.steps, f"loss {loss_sum / seen:.3f} accuracy {correct / seen:.1%}")
-    return EpochLog(epoch, loss_sum / seen, correct / seen, routing_sum / seen, time.monotonic() - start)
+class _Loop:
+    """One training: its state, and how a step changes it."""
 
-
-def _check_alive(loss: float, routing: float, epoch: int, step: int, schedule: Schedule) -> None:
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"the loss became {loss} in epoch {epoch}, step {step}: lower --learning-rate ({schedule.learning_rate:g})."
-        )
-    if routing < DEAD_ROUTING:
-        raise TrainingError(
-            f"CDM's routing died in epoch {epoch}, step {step}: its mean weight is {routing:.1e} and the kernels get "
-            f"no gradient; lower --routing-rate ({schedule.routing_rate:g}) or --learning-rate "
-            f"({schedule.learning_rate:g})."
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: Lctr,
+        batches: Batches,
+        schedule: Schedule,
+        frozen_blocks: int,
+        progress: Progress,
+    ) -> None:
+        self._fabric = fabric
+        self._batches = batches
+        self._schedule = schedule
+        self._progress = progress
+        self._share = Share(fabric.global_rank, fabric.world_size, schedule.accumulate)
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema)) if schedule.ema else None
+        self.state = TrainingState(model, adamw(model, schedule), average)
+        self._learner, self._optimizer = fabric.setup(
+            Learner(model, frozen_blocks, schedule.bf16), self.state.optimizer
         )
 
+    def steps(self, epoch: int) -> Iterator[int]:
+        """Do the steps of an epoch that are not done yet; each is counted in the state when it is yielded."""
+        self.state.model.train()
+        tally = self.state.tally
+        generator = torch.Generator().manual_seed(self._schedule.seed * 100_003 + epoch)
+        passes = self._batches.epoch(generator, self._share, tally.steps)
+        started = time.monotonic() - tally.seconds
+        while tally.steps < self._batches.steps:
+            set_rate(self.state.optimizer, self._schedule, epoch + (tally.steps + 1) / self._batches.steps)
+            sums = self._step(passes, epoch, tally.steps)
+            self._check_alive(sums, epoch, tally.steps)
+            _add(tally, sums)
+            tally.seconds = time.monotonic() - started
+            self._report(epoch)
+            yield tally.steps
 
-def _parameter_groups(model: nn.Module, schedule: Schedule) -> list[dict[str, object]]:
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decays = parameter.ndim > 1 and name not in ("cls_token", "pos_embed")
-            groups.setdefault((decays, name.startswith(ROUTING_PATH)), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "weight_decay": schedule.weight_decay if decays else 0.0,
-            "factor": schedule.routing_rate if routes else 1.0,
-        }
-        for (decays, routes), parameters in groups.items()
-    ]
+    def end(self, epoch: int, evaluate: Evaluate | None) -> None:
+        """Turn the tally into the log of a finished epoch."""
+        tally, schedule = self.state.tally, self._schedule
+        rate = schedule.learning_rate * schedule.rate(epoch + 1)
+        loss, accuracy, routing = (value / tally.images for value in (tally.loss, tally.correct, tally.routing))
+        self.state.tally = Tally()
+        found: dict[str, Any] = {}
+        if evaluate and schedule.evaluate_every and self._is_due(epoch):
+            validated = evaluate(self.state.result)
+            found = validated.figures()
+            self._keep_best(validated.score)
+        self.state.logs.append(EpochLog(epoch, loss, accuracy, routing, rate, tally.seconds, **found))
+
+    def _is_due(self, epoch: int) -> bool:
+        return (epoch + 1) % self._schedule.evaluate_every == 0 or epoch + 1 == self._schedule.epochs
+
+    def _keep_best(self, score: float) -> None:
+        best = self.state.best
+        if self._schedule.keep == BEST and (best is None or score > best.score):
+            weights = {name: value.detach().cpu().clone() for name, value in self.state.result.state_dict().items()}
+            self.state.best = Best(score, weights)
+
+    def _step(self, passes: Iterator[Batch], epoch: int, step: int) -> Tensor:
+        """One optimizer step; sums over the whole batch: images, loss, correct, routing (4,) float64."""
+        share = self._share
+        sums = torch.zeros(4, dtype=torch.float64)
+        self._optimizer.zero_grad(set_to_none=True)
+        for turn in range(share.accumulate):
+            batch = self._fabric.to_device(next(passes))
+            # A stream for each pass, for drop path: no step depends on how many numbers others drew.
+            torch.manual_seed(_seed(self._schedule.seed, epoch, step, turn * share.world + share.rank))
+            with self._fabric.no_backward_sync(self._learner, enabled=turn + 1 < share.accumulate):
+                logits, routing = self._learner(batch.inputs)
+                loss = F.cross_entropy(logits, batch.targets, label_smoothing=self._schedule.label_smoothing)
+                self._fabric.backward(loss / share.accumulate)
+            sums += _sums(batch, logits, loss, routing)
+        nn.utils.clip_grad_norm_(self.state.model.parameters(), LARGEST_NORM)
+        self._optimizer.step()
+        if self.state.average is not None:
+            self.state.average.update_parameters(self.state.model)
+        return cast(Tensor, self._fabric.all_reduce(sums.to(self._fabric.device), reduce_op="sum")).cpu()
+
+    def _check_alive(self, sums: Tensor, epoch: int, step: int) -> None:
+        images, loss, _, routing = sums.tolist()
+        schedule = self._schedule
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss / images} in epoch {epoch}, step {step}: lower --learning-rate "
+                f"({schedule.learning_rate:g})."
+            )
+        if routing / images < DEAD_ROUTING:
+            raise TrainingError(
+                f"CDM's routing died in epoch {epoch}, step {step}: its mean weight is {routing / images:.1e} and the "
+                f"kernels get no gradient; lower --routing-rate ({schedule.routing_rate:g}) or --learning-rate "
+                f"({schedule.learning_rate:g})."
+            )
+
+    def _report(self, epoch: int) -> None:
+        tally, steps = self.state.tally, self._batches.steps
+        note = f"loss {tally.loss / tally.images:.3f} accuracy {tally.correct / tally.images:.1%}"
+        self._progress(epoch * steps + tally.steps, self._schedule.epochs * steps, note)
 
 
-def _save_state(
-    state: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
-    identity: str,
-    logs: list[EpochLog],
-) -> None:
-    with writing(state) as temporary:
-        torch.save(
-            {
-                "run": _run(schedule, identity),
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "logs": [asdict(log) for log in logs],
-            },
-            temporary,
-        )
+def _sums(batch: Batch, logits: Tensor, loss: Tensor, routing: Tensor) -> Tensor:
+    images = len(batch.labels)
+    correct = float((logits.detach().argmax(1) == batch.labels).sum())
+    return torch.tensor(
+        [images, float(loss.detach()) * images, correct, float(routing.detach().mean()) * images], dtype=torch.float64
+    )
 
 
-def _resume(
-    state: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, identity: str
-) -> list[EpochLog]:
-    advice = "remove it to start over, or choose another output path"
-    try:
-        saved = torch.load(state, map_location="cpu", weights_only=True)
-        run, weights, moments, logs = (saved[key] for key in ("run", "model", "optimizer", "logs"))
-    except Exception as error:  # torch.load has no exception of its own: zip, pickle, EOF and runtime errors all occur
-        raise UsageError(f"{state} is no training state ({type(error).__name__}): {advice}.") from error
-    if run != _run(schedule, identity):
-        raise UsageError(f"{state} belongs to a run with other options or data: {advice}.")
-    model.load_state_dict(weights)
-    optimizer.load_state_dict(moments)
-    return [EpochLog(**log) for log in logs]
+def _add(tally: Tally, sums: Tensor) -> None:
+    images, loss, correct, routing = sums.tolist()
+    tally.steps += 1
+    tally.images += images
+    tally.loss += loss
+    tally.correct += correct
+    tally.routing += routing
 
 
-def _run(schedule: Schedule, identity: str) -> str:
-    return json.dumps([asdict(schedule), identity], sort_keys=True)
+def _seed(*of: int) -> int:
+    """Of the stream of random numbers that belongs to a pass: seed, epoch, step and part of the batch."""
+    return int(np.random.SeedSequence(of).generate_state(1, np.uint64)[0])

@@ -1,55 +1,35 @@
 """One training run: data, model, loop, threshold, checkpoint."""
 
-from dataclasses import asdict, dataclass, field, replace
+import os
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 
 from toolchain.artifacts import sha256_of
 from toolchain.card import ModelCard
-from toolchain.data.pool import Pool, pool_from_dataset
+from toolchain.data.dataset import DataSet
+from toolchain.data.pool import pool_from_dataset
 from toolchain.data.sources import open_data, preprocessing_for
 from toolchain.errors import UsageError
-from toolchain.evaluation import Evaluation, choose_tau, collect_outputs, evaluate
 from toolchain.model import checkpoint
 from toolchain.model.lctr import Lctr
-from toolchain.model.prediction import predictor
-from toolchain.model.presets import preset_named
+from toolchain.model.presets import Preset, preset_named
 from toolchain.preprocessing import Preprocessing
 from toolchain.progress import Step, unwatched
-from toolchain.training.batches import Batches, CueBatches, CutMix, ImageBatches, cached_cues
-from toolchain.training.loop import EpochLog, Schedule, train
+from toolchain.training.augmentation import AugmentedSource, uncropped
+from toolchain.training.batches import Batches, CachedBatches, ImageBatches, Share
+from toolchain.training.cache import frozen_outputs
+from toolchain.training.devices import fabric_for
+from toolchain.training.log import Curves, EpochLog, log_of, write_csv
+from toolchain.training.loop import train
+from toolchain.training.recipes import Recipe
+from toolchain.training.sources import PoolSource
+from toolchain.training.validation import Validated, Validator, all_boxed
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train.
-
-    Attributes:
-        schedule: epochs and rates.
-        batch_size: images per step.
-        cutmix: how images are mixed.
-        drop_path: stochastic depth rate of the last block; not used by a frozen backbone.
-    """
-
-    schedule: Schedule
-    batch_size: int = 64
-    cutmix: CutMix = field(default_factory=CutMix)
-    drop_path: float = 0.0
-
-    def parameters(self) -> dict[str, object]:
-        """For the sidecar, and to tell whether a training state belongs to this run."""
-        return asdict(self)
-
-
-FROM_SCRATCH = Recipe(Schedule(epochs=26, learning_rate=1e-3, warmup_epochs=0.5), cutmix=CutMix(probability=0.5))
-FROZEN_BACKBONE = Recipe(
-    Schedule(epochs=30, learning_rate=1e-3, routing_rate=1e-3, weight_decay=0.5, warmup_epochs=1, label_smoothing=0.1),
-    batch_size=32,
-    cutmix=CutMix(probability=0.5),
-)
-"""Strong features and few images: heavy decay, and a routing that hardly moves (at 0.01 accuracy lost 14 points)."""
+MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -61,18 +41,20 @@ class Run:
         data: as for `--data`.
         recipe: how.
         init: a checkpoint to start from, its backbone, and its head where it is of the same classes; None: nothing.
-        freeze_backbone: train the head alone, on cached features of the backbone; needs `init`.
         images: number of training images, all by default.
         device: `cpu` or `cuda`.
+        workers: processes that decode and augment ahead; None: none on a CPU, which has other work, a few for a GPU.
+        tensorboard: folder for TensorBoard's event files; None: none are written.
     """
 
     preset: str
     data: str
     recipe: Recipe
     init: Path | None = None
-    freeze_backbone: bool = False
     images: int | None = None
     device: str = "cpu"
+    workers: int | None = None
+    tensorboard: Path | None = None
 
     def identity(self) -> dict[str, object]:
         """What the result depends on."""
@@ -81,7 +63,6 @@ class Run:
             "data": self.data,
             "images": self.images,
             "init": sha256_of(self.init) if self.init else None,
-            "freeze_backbone": self.freeze_backbone,
             "recipe": self.recipe.parameters(),
         }
 
@@ -92,82 +73,135 @@ class Trained:
 
     Attributes:
         logs: of each epoch.
-        validation: metrics on the validation images, where tau was chosen.
+        validated: what the validation images said of the result, and where its tau is from.
         started: what was taken from `init`, in words; empty without one.
     """
 
     logs: tuple[EpochLog, ...]
-    validation: Evaluation
+    validated: Validated
     started: str
 
 
-def train_localizer(run: Run, output: Path, step: Step = unwatched) -> Trained:
+def train_localizer(run: Run, output: Path, step: Step = unwatched) -> Trained | None:
     """Train a localizer from image-level labels and write it to `output`.
 
-    Beside it, `output.state` holds what is needed to resume; it is removed at the end. Boxes are read once, after
-    training: those of the validation images, to choose tau.
+    Beside it, `output.state` holds what is needed to resume, and is removed at the end; `log_of(output)` tells of each
+    epoch. Boxes are those of the validation images alone: they choose tau after training, and the weights to keep where
+    the recipe keeps the best.
+
+    Returns:
+        None in all processes but the first, which write nothing.
 
     Raises:
         UsageError: options that do not go together.
         DataError, ModelError, TrainingError: see there.
     """
-    if run.freeze_backbone and run.init is None:
-        raise UsageError("--freeze-backbone without --init would freeze random weights: name a backbone with --init.")
-    if run.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda needs an NVIDIA GPU and a CUDA build of torch, and there is none: use cpu.")
     preset = preset_named(run.preset)
+    _check(run, preset)
+    fabric = fabric_for(run.device)
+    Share(fabric.global_rank, fabric.world_size, run.recipe.schedule.accumulate).passes(run.recipe.batch_size)
+    if not fabric.is_global_zero:
+        step = unwatched
     preprocessing = preprocessing_for(run.data, preset.image_size)
     data = open_data(run.data, "train", preprocessing, run.images)
+    if len(data) < run.recipe.batch_size:
+        raise UsageError(
+            f"{len(data)} training images do not fill one batch of {run.recipe.batch_size}: lower --batch-size or give "
+            "more images."
+        )
     validation = open_data(run.data, "val", preprocessing)
+    # Before the training, not after it: whether its result can be judged decides what there is to wait for.
+    boxed = fabric.is_global_zero and all_boxed(validation, step("check boxes"))
+    validator = Validator(validation, preprocessing, boxed, run.recipe.tau)
     torch.manual_seed(run.recipe.schedule.seed)
     model = Lctr(preset, len(data.class_names), run.recipe.drop_path)
     started = checkpoint.load_start(model, data.class_names, run.init) if run.init else ""
-    model.to(run.device)
-    pool = pool_from_dataset(data, step("decode images"))
-    if len(pool.labels) < run.recipe.batch_size:
-        raise UsageError(
-            f"{len(pool.labels)} training images do not fill one batch of {run.recipe.batch_size}: "
-            "lower --batch-size or give more images."
-        )
+    model.to(fabric.device)
+    frozen_blocks = _freeze(model, run.recipe.train_blocks)
     state = output.with_name(output.name + ".state")
-    logs = train(
-        model,
-        _batches(run, model, pool, preprocessing, step),
-        run.recipe.schedule,
-        state=state,
-        identity=repr(run.identity()),
-        progress=step("train"),
-    )
-    (outputs,) = collect_outputs([predictor(model)], validation, preprocessing, progress=step("choose tau"))
-    tau = choose_tau(outputs)
-    checkpoint.save(model, ModelCard(preset.name, data.class_names, preprocessing, tau), output)
+    batches = _batches(run, fabric, model, frozen_blocks, data, preprocessing, step)
+    with closing(Curves(run.tensorboard if fabric.is_global_zero else None)) as curves:
+
+        def tell(logs: list[EpochLog]) -> None:
+            write_csv(logs, log_of(output))
+            curves.write(logs)
+
+        logs = train(
+            fabric,
+            model,
+            batches,
+            run.recipe.effective(),
+            state=state,
+            identity=repr(run.identity()),
+            frozen_blocks=frozen_blocks,
+            evaluate=validator,
+            epoch_end=tell,
+            progress=step("train"),
+        )
+    if not fabric.is_global_zero:
+        return None
+    validated = validator(model, step("choose tau" if validator.boxed else "validate"))
+    checkpoint.save(model, ModelCard(preset.name, data.class_names, preprocessing, validated.tau), output)
     state.unlink(missing_ok=True)
-    return Trained(tuple(logs), evaluate(outputs, tau), started)
+    return Trained(tuple(logs), validated, started)
 
 
-def _batches(run: Run, model: Lctr, pool: Pool, preprocessing: Preprocessing, step: Step) -> Batches:
-    recipe = run.recipe
-    if not run.freeze_backbone:
-        return ImageBatches(pool, preprocessing, recipe.batch_size, recipe.cutmix)
+def _check(run: Run, preset: Preset) -> None:
+    """What can be told from the options alone."""
+    blocks = run.recipe.train_blocks
+    if blocks is not None and run.init is None:
+        raise UsageError(
+            "--train-blocks or --freeze-backbone without --init would freeze random weights: name a backbone with "
+            "--init."
+        )
+    if blocks is not None and blocks >= preset.depth:
+        raise UsageError(
+            f"--train-blocks {blocks} leaves none of {preset.name}'s {preset.depth} blocks frozen: give fewer, or "
+            "choose a recipe that trains all."
+        )
+    if run.workers is not None and run.workers < 0:
+        raise UsageError(f"--workers {run.workers} cannot be meant: give 0 or more.")
+
+
+def _freeze(model: Lctr, train_blocks: int | None) -> int:
+    """Let only the last blocks and what follows them require a gradient; returns how many blocks do not."""
+    if train_blocks is None:
+        return 0
+    frozen = model.preset.depth - train_blocks
+    trained = [*(f"blocks.{k}." for k in range(frozen, model.preset.depth)), *checkpoint.HEAD]
+    if train_blocks:
+        trained.append("norm.")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = name.startswith(checkpoint.HEAD)
-    cues = cached_cues(model, pool, preprocessing, progress=step("backbone features"))
-    return CueBatches(cues, torch.from_numpy(pool.labels), recipe.batch_size, recipe.cutmix)
+        parameter.requires_grad = name.startswith(tuple(trained))
+    return frozen
 
 
-def adjusted(recipe: Recipe, **changes: Any) -> Recipe:
-    """The recipe with some of its values replaced; None leaves a value as it is.
-
-    Args:
-        recipe: to start from.
-        changes: `batch_size`, `drop_path`, `cutmix` (probability), or a field of `Schedule`.
-    """
-    given = {name: value for name, value in changes.items() if value is not None}
-    own = {name: given.pop(name) for name in ("batch_size", "drop_path") if name in given}
-    probability = given.pop("cutmix", recipe.cutmix.probability)
-    return replace(
-        recipe,
-        schedule=replace(recipe.schedule, **given),
-        cutmix=replace(recipe.cutmix, probability=float(probability)),
-        **own,
+def _batches(
+    run: Run, fabric: Fabric, model: Lctr, frozen_blocks: int, data: DataSet, window: Preprocessing, step: Step
+) -> Batches:
+    recipe, classes = run.recipe, len(data.class_names)
+    augmented = _augmented(run, fabric, window) if recipe.views or not frozen_blocks else None
+    if augmented and not frozen_blocks:
+        return ImageBatches(augmented, recipe.batch_size, recipe.cutmix, model.preset.grid, classes, recipe.repeats)
+    pool = pool_from_dataset(data, step("decode images"))
+    source = PoolSource(pool, window)
+    if not frozen_blocks:
+        return ImageBatches(source, recipe.batch_size, recipe.cutmix, model.preset.grid, classes, recipe.repeats)
+    cached = frozen_outputs(
+        model,
+        frozen_blocks,
+        source,
+        augmented,
+        views=recipe.views,
+        seed=recipe.schedule.seed,
+        progress=step("backbone features"),
     )
+    return CachedBatches(cached, torch.from_numpy(pool.labels), recipe.batch_size, recipe.cutmix, classes)
+
+
+def _augmented(run: Run, fabric: Fabric, window: Preprocessing) -> AugmentedSource | None:
+    if run.recipe.augmentation is None:
+        return None
+    ahead = min(MOST_WORKERS, len(os.sched_getaffinity(0)) // fabric.world_size) if run.device == "cuda" else 0
+    data = open_data(run.data, "train", uncropped(window), run.images)
+    return AugmentedSource(data, run.recipe.augmentation, window, ahead if run.workers is None else run.workers)
