@@ -79,12 +79,3 @@ class Validator:
             correct += int((logits.argmax(1) == [s.label for s in samples]).sum())
             progress(start + len(samples), len(self.data))
         return 100 * correct / len(self.data)
-
-
-def all_boxed(data: DataSet, progress: Progress = silent) -> bool:
-    """Whether every image of a data set has a box; stops at the first that has none."""
-    for index in range(len(data)):
-        if not data[index].boxes:
-            return False
-        progress(index + 1, len(data))
-    return True
