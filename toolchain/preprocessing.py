@@ -59,9 +59,11 @@ class Preprocessing:
 
     def normalize(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(B, S, S, 3) uint8 -> (B, 3, S, S) float32, `(x / 255 - mean) / std`."""
-        mean = np.asarray(self.mean, np.float32) * 255
-        std = np.asarray(self.std, np.float32) * 255
-        return np.ascontiguousarray(((images.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2))
+        planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32)
+        column = (1, 3, 1, 1)
+        planes -= (np.asarray(self.mean, np.float32) * 255).reshape(column)
+        planes /= (np.asarray(self.std, np.float32) * 255).reshape(column)
+        return planes
 
     @property
     def largest(self) -> float:
