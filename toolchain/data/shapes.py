@@ -31,8 +31,8 @@ SPLIT_SEEDS = {"train": 1, "val": 2, "test": 3}
 SPLIT_SIZES = {"train": 16_000, "val": 600, "test": 2_400}
 IMAGE_SIZE = 112
 CONTRAST = 0.38
-"""Least difference in brightness of an emblem's two colours, and of a texture's. At 0.3 one emblem in fifteen could not be
-told from another: its ink was too near its paper."""
+"""Least difference in brightness of an emblem's two colours, and of a texture's. At 0.3 one emblem in fifteen could not
+be told from another: its ink was too near its paper."""
 PIXEL_GRID = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE].astype(np.float32)
 PREPROCESSING = Preprocessing(IMAGE_SIZE, IMAGE_SIZE, mean=(0.45, 0.45, 0.45), std=(0.25, 0.25, 0.25))
 

@@ -166,7 +166,7 @@ class PooledHead(nn.Module):
     def logits(self, patches: Tensor, routing: Tensor) -> Tensor:
         """Patch tokens (B, N, D) and routing (B, G) -> logits (B, C)."""
         pooled = (self.border @ patches).flatten(1)
-        per_expert = self.kernels(pooled).reshape(-1, self.experts, self.classes)
+        per_expert: Tensor = self.kernels(pooled).reshape(-1, self.experts, self.classes)
         return (routing[:, :, None] * per_expert).sum(1) + self.bias_share * self.bias
 
     def map(self, patches: Tensor, routing: Tensor, labels: Tensor) -> Tensor:
