@@ -219,6 +219,17 @@ def test_a_missing_file_is_named(command: tuple[str, ...], tmp_path: Path) -> No
             ("train", "--preset", "lctr-nano", "--data", "shapes", "--freeze-backbone", "-o", "x.safetensors"),
             "--freeze-backbone without --init",
         ),
+        (
+            ("train", "--preset", "lctr-nano", "--data", "shapes", "--accumulate", "0", "-o", "x.safetensors"),
+            "--accumulate 0 is too low",
+        ),
+        (
+            (
+                *("train", "--preset", "lctr-nano", "--data", "shapes", "--freeze-backbone", "--train-blocks", "2"),
+                *("-o", "x.safetensors"),
+            ),
+            "--freeze-backbone and --train-blocks 2 contradict each other",
+        ),
         (("export", "{model}", "-o", "x.pb"), "x.pb does not end in .onnx"),
         (("quantize", "{model}", "--images", "noise"), "does not end in .onnx"),
         (("quantize", "{onnx}", "--images", "noise", "--method", "guess", "-o", "x.onnx"), "guess"),

@@ -15,7 +15,7 @@ from toolchain.curve import Part, curves_from_parts
 from toolchain.data.shapes import CLASSES, PREPROCESSING, Shapes
 from toolchain.protocols import LCTR, TSCAM
 
-FEW = 12
+FEW = 40
 CLASS_COUNT = len(CLASSES)
 WEIGHT = np.random.default_rng(3).standard_normal((CLASS_COUNT, 3)).astype(np.float32)
 GRAPH = """

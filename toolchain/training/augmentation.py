@@ -20,6 +20,8 @@ from toolchain.training.sources import Wanted
 
 MAGNITUDES = 30
 """Kornia counts RandAugment's magnitudes to 30, the release's library to 10: its m = 9 is 27 here."""
+APPLIED = 0.5
+"""Share of the images that a chosen operation of RandAugment is applied to."""
 ASPECT = 3 / 4, 4 / 3
 """Of a random crop, width over height (Szegedy et al. 2015)."""
 
@@ -61,17 +63,23 @@ class Augmenter:
             torch.manual_seed(seed)
             view = torch.from_numpy(self._cropped(image)).permute(2, 0, 1)[None].float() / 255
             view = view.flip(-1) if flipped else view
-            if self._augmentation.operations:
-                spread = torch.randn(()) * self._augmentation.magnitude_std
-                level = float((self._augmentation.magnitude + spread) / 10 * MAGNITUDES)
-                # Declared whole there, and used as it is.
-                self._policy.m = min(max(level, 1e-3), MAGNITUDES - 1e-3)  # type: ignore[assignment]
-                view = self._policy(view)
-            view = self._jitter(view).clamp(0, 1)
+            view = self._jitter(self._randomly_operated(view)).clamp(0, 1)
             mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self._window.mean, self._window.std))
             # Erased last: 0 is the mean colour then.
             erased: Tensor = self._erase((view - mean) / std)
             return erased[0]
+
+    def _randomly_operated(self, view: Tensor) -> Tensor:
+        """RandAugment, each operation on half of the images: so does the release's library, and Kornia does not."""
+        count = int((torch.rand(self._augmentation.operations) < APPLIED).sum())
+        level = (self._augmentation.magnitude + float(torch.randn(())) * self._augmentation.magnitude_std) / 10
+        if not count:
+            return view
+        self._policy.n = count
+        # Declared whole there, and used as it is.
+        self._policy.m = min(max(level, 1e-3), 1 - 1e-3) * MAGNITUDES  # type: ignore[assignment]
+        operated: Tensor = self._policy(view)
+        return operated
 
     def _cropped(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A random crop, resized to the network's input: Pillow's bicubic, which does not alias as Kornia's does."""

@@ -100,32 +100,25 @@ def train_localizer(run: Run, output: Path, step: Step = unwatched) -> Trained |
     _check(run, preset)
     fabric = fabric_for(run.device)
     Share(fabric.global_rank, fabric.world_size, run.recipe.schedule.accumulate).passes(run.recipe.batch_size)
-    if not fabric.is_global_zero:
-        step = unwatched
-    preprocessing = preprocessing_for(run.data, preset.image_size)
-    data = open_data(run.data, "train", preprocessing, run.images)
-    if len(data) < run.recipe.batch_size:
-        raise UsageError(
-            f"{len(data)} training images do not fill one batch of {run.recipe.batch_size}: lower --batch-size or give "
-            "more images."
-        )
-    validation = open_data(run.data, "val", preprocessing)
+    step = step if fabric.is_global_zero else unwatched
+    window = preprocessing_for(run.data, preset.image_size)
+    data = _training_images(run, window)
+    validation = open_data(run.data, "val", window)
     # Before the training, not after it: whether its result can be judged decides what there is to wait for.
     # One image tells: no data set opens whose validation images have boxes in part.
-    boxed = bool(validation[0].boxes)
-    validator = Validator(validation, preprocessing, boxed, run.recipe.tau)
+    validator = Validator(validation, window, bool(validation[0].boxes), run.recipe.tau)
     torch.manual_seed(run.recipe.schedule.seed)
     model = Lctr(preset, len(data.class_names), run.recipe.drop_path)
     started = checkpoint.load_start(model, data.class_names, run.init) if run.init else ""
     model.to(fabric.device)
     frozen_blocks = _freeze(model, run.recipe.train_blocks)
+    batches = _batches(run, fabric, model, frozen_blocks, data, window, step)
     state = output.with_name(output.name + ".state")
-    batches = _batches(run, fabric, model, frozen_blocks, data, preprocessing, step)
     with closing(Curves(run.tensorboard if fabric.is_global_zero else None)) as curves:
 
-        def tell(logs: list[EpochLog]) -> None:
-            write_csv(logs, log_of(output))
-            curves.write(logs)
+        def tell(so_far: list[EpochLog]) -> None:
+            write_csv(so_far, log_of(output))
+            curves.write(so_far)
 
         logs = train(
             fabric,
@@ -141,10 +134,20 @@ def train_localizer(run: Run, output: Path, step: Step = unwatched) -> Trained |
         )
     if not fabric.is_global_zero:
         return None
-    validated = validator(model, step("choose tau" if validator.boxed else "validate"))
-    checkpoint.save(model, ModelCard(preset.name, data.class_names, preprocessing, validated.tau), output)
+    validated = validator(model, step("choose tau" if boxed else "validate"))
+    checkpoint.save(model, ModelCard(preset.name, data.class_names, window, validated.tau), output)
     state.unlink(missing_ok=True)
     return Trained(tuple(logs), validated, started)
+
+
+def _training_images(run: Run, window: Preprocessing) -> DataSet:
+    data = open_data(run.data, "train", window, run.images)
+    if len(data) < run.recipe.batch_size:
+        raise UsageError(
+            f"{len(data)} training images do not fill one batch of {run.recipe.batch_size}: lower --batch-size or give "
+            "more images."
+        )
+    return data
 
 
 def _check(run: Run, preset: Preset) -> None:
