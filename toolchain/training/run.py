@@ -134,7 +134,7 @@ def train_localizer(run: Run, output: Path, step: Step = unwatched) -> Trained |
         )
     if not fabric.is_global_zero:
         return None
-    validated = validator(model, step("choose tau" if boxed else "validate"))
+    validated = validator(model, step("choose tau" if validator.boxed else "validate"))
     checkpoint.save(model, ModelCard(preset.name, data.class_names, window, validated.tau), output)
     state.unlink(missing_ok=True)
     return Trained(tuple(logs), validated, started)
