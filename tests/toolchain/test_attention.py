@@ -37,7 +37,7 @@ def outputs_and_gradients(module: Attention, tokens: Tensor, training: bool) -> 
     # Both outputs count in the loss, each with weights of its own.
     weights = torch.Generator().manual_seed(1)
     sum((part * torch.randn(part.shape, generator=weights)).sum() for part in (mixed, row)).backward()
-    return [mixed, row, tokens.grad, *(p.grad.clone() for p in module.parameters())]
+    return [mixed.detach(), row.detach(), tokens.grad, *(p.grad.clone() for p in module.parameters())]
 
 
 def kept_maps(module: Attention, tokens: Tensor) -> int:

@@ -207,12 +207,12 @@ RECIPES: Mapping[str, Recipe] = {
     # The same where the last blocks move too: at a fraction of the head's rate, on many views of few images.
     "finetune": Recipe(
         Schedule(
-            epochs=20,
+            epochs=30,
             learning_rate=1e-3,
             routing_rate=1e-3,
             weight_decay=0.3,
             warmup_epochs=1,
-            layer_decay=0.5,
+            layer_decay=0.3,
             label_smoothing=0.1,
         ),
         batch_size=32,
