@@ -10,7 +10,6 @@ import argparse
 import copy
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -174,11 +173,19 @@ def _step(model: Lctr, name: str) -> Callable[[Feeds], dict[str, NDArray[Any]]]:
 
 
 def _train_once(model: Lctr, name: str) -> None:
-    """Print what a step adds to the peak memory of a process that holds weights and images already."""
+    """Print what a step adds to the memory of a process that holds weights and images already, at its peak."""
     images = noise(TRAINING_BATCH, model.preset.image_size, 0)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux forgets the peak so far: imports and initialization may have needed more than the step will.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
     _step(model, name)({"image": images})
-    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    print(_status("VmHWM") - before)
+
+
+def _status(field: str) -> int:
+    """A figure of this process in bytes, as Linux counts it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def _compiled(model: Lctr, folder: Path) -> dict[str, Any]:
