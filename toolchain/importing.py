@@ -8,7 +8,7 @@ from toolchain.errors import UsageError
 from toolchain.model import checkpoint
 from toolchain.model.foreign import Foreign, foreign_from_pth
 from toolchain.model.lctr import Lctr
-from toolchain.preprocessing import Preprocessing
+from toolchain.preprocessing import imagenet
 
 RELEASED_TAUS = {200: 0.09, 1000: 0.18}
 """Box threshold by number of classes: CUB-200-2011's, ILSVRC's (spec/lctr.md, "Localization map and box")."""
@@ -75,13 +75,8 @@ def _card(model: Lctr, class_names: Path | None, tau: float | None) -> ModelCard
     if tau is not None and not 0 < tau < 1:
         raise UsageError(f"--tau {tau:g} is no share of a map's maximum: give a number between 0 and 1.")
     names = _names(class_names, classes) if class_names else tuple(f"class {index}" for index in range(classes))
-    window = _preprocessing(model.preset.image_size)
+    window = imagenet(model.preset.image_size)
     return ModelCard(model.preset.name, names, window, RELEASED_TAUS[classes] if tau is None else tau)
-
-
-def _preprocessing(image_size: int) -> Preprocessing:
-    """That of the release: at 224 pixels the short side becomes 256 before the crop; ImageNet's normalization."""
-    return Preprocessing(image_size, image_size * 8 // 7, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def _names(path: Path, classes: int) -> tuple[str, ...]:

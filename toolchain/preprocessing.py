@@ -84,6 +84,11 @@ class Preprocessing:
         return resized, (resized[0] - self.image_size) // 2, (resized[1] - self.image_size) // 2
 
 
+def imagenet(image_size: int) -> Preprocessing:
+    """What models of photographs are trained with, the release's too: at 224 pixels the short side becomes 256."""
+    return Preprocessing(image_size, image_size * 8 // 7, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
 def read_image(path: Path) -> Image.Image:
     """An image file, decoded.
 

@@ -1,7 +1,5 @@
 """A training step's attention is the one that is deployed, and keeps no map where the fused kernel is used."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,17 +8,11 @@ from toolchain.model.backbone import Attention
 from toolchain.model.lctr import Lctr
 from toolchain.model.presets import Preset
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WIDE = Preset("wide", image_size=32, patch_size=8, dim=128, depth=2, heads=2)
 NARROW = Preset("narrow", image_size=32, patch_size=8, dim=64, depth=2, heads=2)
 TOKENS = 17
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def attention(preset: Preset) -> Attention:

@@ -1,6 +1,5 @@
 """Random views: decided by their seed, of the right size, and doing what the recipe names."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -15,17 +14,11 @@ from toolchain.training.mixing import CutMix
 from toolchain.training.recipes import Augmentation
 from toolchain.training.sources import Wanted
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WINDOW = Preprocessing(32, 36, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 NOTHING = Augmentation(crop=(1.0, 1.0), operations=0, jitter=0.0, erasing=0.0)
 PICTURE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def view(

@@ -1,6 +1,5 @@
 """What a training step sees, and what the loop makes of it."""
 
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from itertools import chain
 
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 from tiny_training import (
     PLAIN,
     SCHEDULE,
-    TINY,
     alone,
     same_weights,
     tiny_batches,
@@ -33,14 +31,7 @@ from toolchain.training.mixing import CutMix
 from toolchain.training.recipes import Schedule
 from toolchain.training.sources import PoolSource
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other take longer than these sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def one_epoch(
@@ -287,4 +278,3 @@ def test_epochs_are_logged_with_the_rate_they_end_at(tmp_path):
     _, logs = trained(tmp_path / "state", Schedule(epochs=2, learning_rate=1e-2, warmup_epochs=1))
     assert [log.learning_rate for log in logs] == pytest.approx([1e-2, 1e-4])
     assert untimed(logs)[0].top1 is None
-    assert TINY.grid == 2

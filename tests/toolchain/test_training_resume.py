@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,17 +18,11 @@ from toolchain.errors import UsageError
 from toolchain.model.lctr import Lctr
 from toolchain.training.validation import Validated
 
+pytestmark = pytest.mark.usefixtures("one_thread", "tiny_preset")
+
 PROGRAM = Path(tiny_training.__file__)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[2]), "OMP_NUM_THREADS": "1"}
 EVERYTHING = replace(SCHEDULE, accumulate=2, ema=0.9, evaluate_every=1, keep="best", layer_decay=0.7)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def first_weight(model: Lctr) -> Validated:

@@ -1,7 +1,6 @@
 """Whole training runs on a handful of small images."""
 
 import csv
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from toolchain.data.dataset import Sample
 from toolchain.data.sources import open_data, preprocessing_for
 from toolchain.errors import UsageError
 from toolchain.model import checkpoint
-from toolchain.model.presets import PRESETS
 from toolchain.training.mixing import CutMix
 from toolchain.training.recipes import Augmentation, Recipe, Schedule
 
@@ -29,13 +27,7 @@ FINETUNE = Recipe(
 )
 STREAMED = replace(RECIPE, augmentation=Augmentation(), repeats=2, schedule=replace(RECIPE.schedule, epochs=1))
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread", "tiny_preset")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +38,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def start(tmp_path: Path) -> Path:
     """A checkpoint of the tiny preset, of other classes: its backbone is what it has to give."""
-    PRESETS.setdefault(TINY.name, TINY)
     path = tmp_path / "start.safetensors"
     window = preprocessing_for("cub:x", TINY.image_size)
     checkpoint.save(tiny_model(), ModelCard(TINY.name, ("x", "y", "z"), window, 0.1), path)

@@ -98,8 +98,7 @@ def cub_folder(root: Path, of_class: int = 10) -> Path:
 
 
 def run_on(folder: Path, output: Path, recipe: Recipe = RECIPE, **others) -> Trained | None:
-    """A whole run of the tiny preset, which only tests know."""
-    PRESETS.setdefault(TINY.name, TINY)
+    """A whole run of the tiny preset, which must be known (fixture `tiny_preset`)."""
     return train_localizer(Run(TINY.name, f"cub:{folder}", recipe, **others), output)
 
 
@@ -115,4 +114,5 @@ if __name__ == "__main__":
     if what == "steps":
         trained(folder / "state", progress=_wait)
     else:
+        PRESETS[TINY.name] = TINY
         run_on(folder / "data", folder / "model.safetensors")

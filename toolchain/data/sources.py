@@ -8,7 +8,7 @@ from toolchain.data import cub, folder, ilsvrc, wsol
 from toolchain.data.dataset import DataSet
 from toolchain.data.shapes import IMAGE_SIZE, PREPROCESSING, Shapes
 from toolchain.errors import UsageError
-from toolchain.preprocessing import Preprocessing
+from toolchain.preprocessing import Preprocessing, imagenet
 
 SHAPES = "shapes"
 
@@ -81,12 +81,12 @@ def files_of(spec: str, preprocessing: Preprocessing) -> dict[str, Path]:
 def preprocessing_for(spec: str, image_size: int) -> Preprocessing:
     """What a new model trained on `spec` does with images.
 
-    Short side to 8/7 of the input, centre crop, ImageNet's normalization; `shapes` is drawn at its size already and
+    ImageNet's for anything on disk; `shapes` is drawn at its size already and
     has a normalization of its own.
     """
     if spec == SHAPES:
         return PREPROCESSING
-    return Preprocessing(image_size, image_size * 8 // 7, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    return imagenet(image_size)
 
 
 def _located(spec: str) -> tuple[Layout, list[Path]]:

@@ -151,8 +151,7 @@ class VisionTransformer(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> tokens before the first block (B, 1+N, D), class token first."""
-        patches = self.patch_embed(images)
-        return torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + self.pos_embed
+        return with_class_token(self.patch_embed(images), self.cls_token, self.pos_embed)
 
     def advance(
         self, tokens: Tensor, first: int = 0, end: int | None = None, *, class_row_only: bool
@@ -167,6 +166,11 @@ class VisionTransformer(nn.Module):
             tokens, attention = block(tokens, class_row_only)
             attentions.append(attention)
         return tokens, attentions
+
+
+def with_class_token(patches: Tensor, cls_token: Tensor, pos_embed: Tensor) -> Tensor:
+    """(B, N, D), (1, 1, D), (1, 1+N, D) -> (B, 1+N, D)."""
+    return torch.cat([cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + pos_embed
 
 
 def _start(module: nn.Module) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolchain.model.backbone import Block
+from toolchain.model.backbone import Block, with_class_token
 from toolchain.model.cdm import CueDiggingModule, pooled_logits
 from toolchain.model.lctr import ClassMaps, Lctr, Localized
 
@@ -63,8 +63,7 @@ class DeployedLctr(nn.Module):
 
     def _trunk(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Final-normed patch tokens (B, N, D), and the queries and keys of all blocks, (B, L H, T, d) each."""
-        patches = self.patch_embed(images)
-        tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + self.pos_embed
+        tokens = with_class_token(self.patch_embed(images), self.cls_token, self.pos_embed)
         queries, keys = [], []
         for block in self.blocks:
             tokens, query, key = block(tokens)

@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from toolchain.data.dataset import DataSet
-from toolchain.evaluation import Evaluation, choose_tau, collect_outputs, evaluate
+from toolchain.evaluation import Evaluation, batches, choose_tau, collect_outputs, evaluate
 from toolchain.model.lctr import Lctr
 from toolchain.model.prediction import predictor
 from toolchain.preprocessing import Preprocessing
@@ -72,10 +70,9 @@ class Validator:
 
     def _top1(self, model: Lctr, progress: Progress) -> float:
         predict = predictor(model)
-        correct = 0
-        for start in range(0, len(self.data), BATCH):
-            samples = [self.data[i] for i in range(start, min(start + BATCH, len(self.data)))]
-            logits, _ = predict(self.preprocessing.normalize(np.stack([s.image for s in samples])))
-            correct += int((logits.argmax(1) == [s.label for s in samples]).sum())
-            progress(start + len(samples), len(self.data))
+        correct = done = 0
+        for images, labels, _ in batches(self.data, self.preprocessing, BATCH):
+            logits, _ = predict(images)
+            correct += int((logits.argmax(1) == labels).sum())
+            progress(done := done + len(labels), len(self.data))
         return 100 * correct / len(self.data)
