@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolchain.errors import UsageError
+from toolchain.errors import chosen
 
 CBN_EPS = 0.8
 LEAK = 0.2
@@ -46,9 +46,7 @@ def generator_named(name: str) -> GeneratorConfig:
     Raises:
         UsageError: there is none.
     """
-    if name not in GENERATORS:
-        raise UsageError(f"unknown generator '{name}': choose one of {', '.join(GENERATORS)}.")
-    return GENERATORS[name]
+    return chosen("generator", name, GENERATORS)
 
 
 class ConditionalBatchNorm(nn.Module):

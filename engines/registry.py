@@ -7,7 +7,7 @@ from pathlib import Path
 from engines.backend import Backend, Session
 from engines.sealing import KIND
 from toolchain.artifacts import read_sidecar, sidecar_of
-from toolchain.errors import ArtifactError, UsageError
+from toolchain.errors import ArtifactError, chosen
 
 BACKENDS = {
     "onnxruntime": ("engines.onnxruntime", "OnnxRuntimeBackend"),
@@ -23,9 +23,7 @@ def backend(name: str) -> Backend:
     Raises:
         UsageError: there is none.
     """
-    if name not in BACKENDS:
-        raise UsageError(f"'{name}' is no backend: choose one of {', '.join(BACKENDS)}.")
-    module, class_ = BACKENDS[name]
+    module, class_ = chosen("backend", name, BACKENDS)
     found: Backend = getattr(import_module(module), class_)()
     return found
 

@@ -233,7 +233,7 @@ def test_a_missing_file_is_named(command: tuple[str, ...], tmp_path: Path) -> No
         (("export", "{model}", "-o", "x.pb"), "x.pb does not end in .onnx"),
         (("quantize", "{model}", "--images", "noise"), "does not end in .onnx"),
         (("quantize", "{onnx}", "--images", "noise", "--method", "guess", "-o", "x.onnx"), "guess"),
-        (("build", "{onnx}", "--backend", "tensorflow", "-o", "x.engine"), "'tensorflow' is no backend"),
+        (("build", "{onnx}", "--backend", "tensorflow", "-o", "x.engine"), "unknown backend 'tensorflow'"),
         (("build", "{onnx}", "--backend", "tensorrt-rtx", "--target", "sm1", "-o", "x.engine"), "sm1"),
         (("benchmark", "{onnx}", "--max-drop", "0.5"), "--max-drop needs images"),
         (("benchmark", "{onnx}", "--max-p99", "soon"), "--max-p99 soon is no latency"),

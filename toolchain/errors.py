@@ -12,7 +12,10 @@ LctrError                    exit 1
 └── GateFailed               exit 3: a bound the user set did not hold
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class LctrError(Exception):
@@ -68,3 +71,19 @@ class GateFailed(LctrError):
     """A bound that the user set did not hold."""
 
     exit_code = 3
+
+
+def chosen(what: str, name: str, among: Mapping[str, T]) -> T:
+    """What the user called `name`, from the table of everything of its kind.
+
+    Args:
+        what: the kind, as the message calls it.
+        name: what the user gave.
+        among: by name.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in among:
+        raise UsageError(f"unknown {what} '{name}': choose one of {', '.join(among)}.")
+    return among[name]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolchain.boxes import IOU_NEEDED, LCTR_BOXES, PROTOCOL, Boxes, BoxRules
-from toolchain.errors import UsageError
+from toolchain.errors import chosen
 from toolchain.preprocessing import Box, Preprocessing
 
 MODEL, VAL, BEST = "model", "val", "best"
@@ -152,6 +152,4 @@ def protocol_named(name: str) -> Protocol:
     Raises:
         UsageError: there is none.
     """
-    if name not in PROTOCOLS:
-        raise UsageError(f"unknown protocol '{name}': choose one of {', '.join(PROTOCOLS)}.")
-    return PROTOCOLS[name]
+    return chosen("protocol", name, PROTOCOLS)

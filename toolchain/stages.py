@@ -1,6 +1,6 @@
 """The arrows of the design, one function each: an artifact in, an artifact out, skipped where nothing changed."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -19,7 +19,7 @@ from toolchain.artifacts import Artifact, code_version, reusable, seal, writing
 from toolchain.calibration import CalibrationSource
 from toolchain.card import card_from_metadata
 from toolchain.data.sources import files_of, open_data
-from toolchain.errors import UsageError
+from toolchain.errors import chosen
 from toolchain.evaluation import batches
 from toolchain.model import checkpoint
 from toolchain.model.deployment import AllMaps, DeployedLctr
@@ -186,8 +186,7 @@ def float_onnx(model: Path, output: Path, *, precision: str = "fp32", maps: str 
         ArtifactError, ModelError: the checkpoint cannot be used.
         ParityError: the graph deviates from the plain model by more than the precision's tolerance.
     """
-    _require_choice("precision", precision, PRECISIONS)
-    _require_choice("maps", maps, MAPS)
+    dtype, names = chosen("--precision", precision, PRECISIONS), chosen("--maps", maps, MAPS)
     parameters, inputs = {"precision": precision, "maps": maps}, {"model": model}
     code = code_version("exporters", "toolchain/model")
     found = reusable(output, ONNX, parameters=parameters, inputs=inputs, code=code)
@@ -197,19 +196,14 @@ def float_onnx(model: Path, output: Path, *, precision: str = "fp32", maps: str 
     metadata = card.to_metadata()
     size = card.preprocessing.image_size
     every = maps == "all"
-    deployed = DeployedLctr(network, all_maps=every, precision=PRECISIONS[precision])
+    deployed = DeployedLctr(network, all_maps=every, precision=dtype)
     with writing(output) as temporary:
-        write_onnx(onnx_from_torch(deployed, image_size=size, metadata=metadata, output_names=MAPS[maps]), temporary)
+        write_onnx(onnx_from_torch(deployed, image_size=size, metadata=metadata, output_names=names), temporary)
         held = parity.compare(
             AllMaps(network) if every else network, temporary, image_size=size, tolerance=TOLERANCES[precision]
         )
     facts = {**metadata, "parity": held.as_dict()}
     return Made(seal(output, ONNX, parameters=parameters, inputs=inputs, metadata=facts, code=code), False)
-
-
-def _require_choice(option: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise UsageError(f"unknown --{option} '{value}': choose one of {', '.join(choices)}.")
 
 
 def int8_onnx(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from toolchain.errors import UsageError
+from toolchain.errors import chosen
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,4 @@ def preset_named(name: str) -> Preset:
     Raises:
         UsageError: there is none.
     """
-    if name not in PRESETS:
-        raise UsageError(f"unknown preset '{name}': choose one of {', '.join(PRESETS)}.")
-    return PRESETS[name]
+    return chosen("preset", name, PRESETS)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from toolchain.errors import UsageError
+from toolchain.errors import UsageError, chosen
 from toolchain.training.mixing import CutMix
 
 LAST, BEST = "last", "best"
@@ -238,9 +238,7 @@ def recipe_named(name: str) -> Recipe:
     Raises:
         UsageError: there is none.
     """
-    if name not in RECIPES:
-        raise UsageError(f"unknown recipe '{name}': choose one of {', '.join(RECIPES)}.")
-    return RECIPES[name]
+    return chosen("recipe", name, RECIPES)
 
 
 def recipe_name(data: str, train_blocks: int | None) -> str:
