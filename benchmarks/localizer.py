@@ -2,6 +2,7 @@
 
     python benchmarks/localizer.py -o docs/benchmarks/localizer.json
 
+The backbone is the one of `make finetuned` where that is there, and the head a random one, for it has other classes.
 Both sides run in one process on the same weights and images, interleaved; ratios are of medians, with their range over
 the rounds. Outputs are compared first: a forward that computes something else is not timed.
 """
@@ -34,13 +35,23 @@ from exporters.files import write_onnx
 from exporters.torch_export import onnx_from_torch
 from toolchain.artifacts import machine, versions
 from toolchain.comparison import FEEDS, feeds_from_images
+from toolchain.model.checkpoint import load_start
 from toolchain.model.deployment import DeployedLctr
 from toolchain.model.lctr import Lctr
 from toolchain.model.presets import preset_named
+from toolchain.training.learner import Learner
 
 RELEASED, EAGER, DEPLOYED = "released forward, torch eager", "our plain model, torch eager", "deployed, ONNX Runtime"
-TRAINED = "our training step"
+STEPS = {
+    RELEASED: (True, False),
+    f"{RELEASED}, bfloat16": (True, True),
+    "ours, float32": (False, False),
+    "ours": (False, True),
+}
+"""Training steps: whether the released one, and whether in bfloat16, which `lctr train` computes in."""
+FINETUNED = Path(".photos/finetuned.safetensors")
 TOLERANCE = 1e-4
+BF16_TOLERANCE = 1e-2
 BATCHES = (1, 8)
 TRAINING_BATCH = 32
 
@@ -49,13 +60,14 @@ def main() -> None:
     """Measure and write the record."""
     options = _options()
     torch.set_num_threads(options.threads)
-    model = _random_model(options.preset, options.classes)
+    model, weights = _model(options)
     if options.memory_of:
         _train_once(model, options.memory_of)
         return
     record: dict[str, Any] = {
         "preset": options.preset,
         "classes": options.classes,
+        "weights": weights,
         "threads": options.threads,
         "machine": machine(),
         "versions": versions(),
@@ -81,19 +93,27 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--iterations", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--memory-of", choices=[RELEASED, TRAINED], help="One training step, its peak memory in bytes.")
+    parser.add_argument("--backbone", type=Path, default=FINETUNED, help="Random weights where it is not there.")
+    parser.add_argument("--memory-of", choices=STEPS, help="One training step, its peak memory in bytes.")
     return parser.parse_args()
 
 
-def _random_model(preset: str, classes: int) -> Lctr:
-    """Speed does not depend on the weights, but equality shows only where every one of them counts."""
+def _model(options: argparse.Namespace) -> tuple[Lctr, str]:
+    """A model, and what its weights are, in words.
+
+    Speed does not depend on them, but equality shows only where every one of them counts.
+    """
     torch.manual_seed(0)
-    model = Lctr(preset_named(preset), classes).eval()
+    model = Lctr(preset_named(options.preset), options.classes).eval()
+    weights = f"random: {options.backbone} is not there"
+    if options.backbone.exists():
+        weights = f"{load_start(model, (), options.backbone)} of {options.backbone}, the rest random"
+    print(f"Weights: {weights}.", file=sys.stderr)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "_routing_fn_two" in name:
                 parameter.normal_(0, 0.05)
-    return model
+    return model, weights
 
 
 def _latency(model: Lctr, folder: Path, settings: Settings) -> dict[str, Any]:
@@ -140,32 +160,40 @@ def _bytes_out(model: Lctr) -> dict[str, int]:
 
 def _training(model: Lctr, options: argparse.Namespace) -> dict[str, Any]:
     """Time of a step, interleaved in this process; peak memory of one, each in a process of its own."""
+    model.train()
     images = noise(TRAINING_BATCH, model.preset.image_size, 0)
-    sessions = {name: MemorySession(_step(model, name), outputs=("loss",)) for name in (RELEASED, TRAINED)}
+    sessions = {name: MemorySession(_step(model, name), outputs=("loss",)) for name in STEPS}
     losses = {name: float(s.run({"image": images})["loss"][0]) for name, s in sessions.items()}
-    if not np.isclose(losses[TRAINED], losses[RELEASED], rtol=TOLERANCE):
-        sys.exit(f"the losses {losses} differ: nothing was timed.")
+    for name, (_, bf16) in STEPS.items():
+        if not np.isclose(losses[name], losses[RELEASED], rtol=BF16_TOLERANCE if bf16 else TOLERANCE):
+            sys.exit(f"the losses {losses} differ: nothing was timed.")
     timed = benchmark(sessions, [[{"image": images}]], Settings(warmup=1, rounds=5, iterations=1)).as_dict()
     command = [sys.executable, __file__, "--preset", options.preset, "--classes", str(options.classes)]
+    command += ["--threads", str(options.threads), "--backbone", str(options.backbone)]
     memory = {
         name: int(subprocess.run([*command, "--memory-of", name], check=True, capture_output=True, text=True).stdout)
         for name in sessions
     }
-    return {"latency": timed, "peak_bytes": memory, "memory_ratio": memory[TRAINED] / memory[RELEASED]}
+    model.eval()
+    ratios = {name: peak / memory[RELEASED] for name, peak in memory.items()}
+    return {"latency": timed, "peak_bytes": memory, "memory_ratio": ratios}
 
 
 def _step(model: Lctr, name: str) -> Callable[[Feeds], dict[str, NDArray[Any]]]:
     """Forward and backward of one batch. The optimizer's share is the same on both sides and left out."""
-    released = ReleasedForward(model)
+    as_released, bf16 = STEPS[name]
+    released, learner = ReleasedForward(model), Learner(model, frozen_blocks=0, bf16=bf16)
+
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        if not as_released:
+            return learner(images)[0]
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return released.logits(images).float()
 
     def run(feeds: Feeds) -> dict[str, NDArray[Any]]:
         images = torch.from_numpy(feeds["image"])
-        targets = torch.arange(len(images)) % model.num_classes
+        loss = F.cross_entropy(logits(images), torch.arange(len(images)) % model.num_classes)
         model.zero_grad(set_to_none=True)
-        if name == RELEASED:
-            loss = released.loss(images, targets)
-        else:
-            loss = F.cross_entropy(model.classify(model.cues(images)).logits, targets)
         loss.backward()
         return {"loss": loss.detach().numpy()[None]}
 
@@ -175,6 +203,7 @@ def _step(model: Lctr, name: str) -> Callable[[Feeds], dict[str, NDArray[Any]]]:
 def _train_once(model: Lctr, name: str) -> None:
     """Print what a step adds to the memory of a process that holds weights and images already, at its peak."""
     images = noise(TRAINING_BATCH, model.preset.image_size, 0)
+    model.train()
     # Linux forgets the peak so far: imports and initialization may have needed more than the step will.
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")

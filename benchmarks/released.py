@@ -32,10 +32,9 @@ class ReleasedForward(nn.Module):
         fused = relation[:, None] * every
         return logits, fused.diagonal(dim1=0, dim2=1).permute(2, 0, 1), class_maps
 
-    def loss(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of the logits; the attention maps are made and kept, as in the release."""
-        logits, _ = self.classify(*self._backbone(images))
-        return F.cross_entropy(logits, targets)
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (B, C), for a training step; the attention maps are made and kept, as in the release."""
+        return self.classify(*self._backbone(images))[0]
 
     def classify(self, features: Tensor, attentions: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (B, C) and class maps (B, C, h, w), image by image."""

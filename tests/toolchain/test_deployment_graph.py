@@ -14,8 +14,8 @@ from exporters.torch_export import onnx_from_torch
 from toolchain.boxes import box_from_map, iou
 from toolchain.data.shapes import PREPROCESSING, Shapes
 from toolchain.model import checkpoint
-from toolchain.model.cdm import CueDiggingModule, pooled_logits
-from toolchain.model.deployment import AllMaps, DeployedLctr, PooledHead, Rpam, pooling_weights, shifted_weights
+from toolchain.model.cdm import CueDiggingModule, pooled_logits, pooling_weights, shifted_weights
+from toolchain.model.deployment import AllMaps, DeployedLctr, PooledHead, Rpam
 from toolchain.model.lctr import Lctr
 from toolchain.model.presets import Preset
 from toolchain.model.rpam import class_token_map, relational_map
@@ -50,11 +50,11 @@ def boxes(maps: np.ndarray | torch.Tensor) -> list[tuple[float, ...]]:
 def test_pooling_weights_by_hand():
     # A position of a 3 x 3 grid lies in 4, 6 or 9 windows of the box filter, each of which divides by 9.
     expected = torch.tensor([[4, 6, 4], [6, 9, 6], [4, 6, 4]]) / 81
-    torch.testing.assert_close(pooling_weights(3).float(), expected)
+    torch.testing.assert_close(pooling_weights(3, 3).float(), expected)
 
 
 def test_the_bias_share_of_the_paper():
-    assert float(pooling_weights(14).sum()) == pytest.approx((40 / 42) ** 2)
+    assert float(pooling_weights(14, 14).sum()) == pytest.approx((40 / 42) ** 2)
 
 
 def test_each_tap_sees_the_weights_moved_against_it():

@@ -123,6 +123,24 @@ def test_maps_of_given_classes_are_the_predicted_ones_where_the_classes_are():
     np.testing.assert_allclose(same, maps, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("classes", [1, 5])
+def test_a_training_step_sees_the_logits_and_gradients_of_the_plain_model(classes):
+    model = random_lctr(classes)
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(7))
+    weights = torch.randn(3, classes, generator=torch.Generator().manual_seed(8))
+    found = []
+    for logits in (model.all_maps(images).logits, model.classify(model.cues(images)).logits):
+        model.zero_grad()
+        (logits * weights).sum().backward()
+        found.append((logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}))
+    (plain, plain_gradients), (pooled, gradients) = found
+    torch.testing.assert_close(pooled, plain, rtol=1e-5, atol=1e-5)
+    for name, gradient in gradients.items():
+        largest = plain_gradients[name].abs().max()
+        assert (gradient - plain_gradients[name]).abs().max() <= 1e-4 * largest, name
+        assert largest > 0, name
+
+
 @torch.no_grad()
 def test_maps_of_given_classes_by_their_definition():
     model = random_lctr()
@@ -130,7 +148,7 @@ def test_maps_of_given_classes_by_their_definition():
     classes = np.array([4, 0, 2, 2])
     _, maps = class_predictor(model)(images.numpy(), classes)
     _, attentions = model.tokens(images)
-    class_maps = model.classify(model.cues(images)).class_maps
+    class_maps = model.all_maps(images).maps
     relation = relational_map(attentions, SMALL.grid)
     for image, label in enumerate(classes):
         expected = relation[image] * class_maps[image, label].clamp(min=0)

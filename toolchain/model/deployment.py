@@ -17,11 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolchain.model.backbone import Block, with_class_token
-from toolchain.model.cdm import CueDiggingModule, pooled_logits
+from toolchain.model.cdm import TAPS, CueDiggingModule, pooled_logits, pooling_weights, shifted_weights
 from toolchain.model.lctr import ClassMaps, Lctr, Localized
-
-TAPS = 9
-"""Positions of a 3 x 3 kernel."""
 
 
 class DeployedLctr(nn.Module):
@@ -152,7 +149,7 @@ class PooledHead(nn.Module):
         self.kernels = nn.Linear(TAPS * dim, len(rows), bias=False)
         self.kernels.weight = nn.Parameter(rows.contiguous())
         self.bias = nn.Parameter(cdm.bias.detach())
-        weights = pooling_weights(grid)
+        weights = pooling_weights(grid, grid)
         self.register_buffer("border", shifted_weights(weights).to(rows))
         self.bias_share = float(weights.sum())
         self.requires_grad_(False)
@@ -175,28 +172,6 @@ class PooledHead(nn.Module):
         taps = kernel.reshape(-1, TAPS, patches.shape[2]) @ patches.transpose(1, 2)
         maps = _shifted_sum(taps.reshape(-1, TAPS, self.grid, self.grid))
         return maps + self.bias.index_select(0, labels)[:, None, None]
-
-
-def pooling_weights(grid: int) -> Tensor:
-    """Share of each position in the logits: (h, w); interior 1, edge 2/3, corner 4/9, over h w.
-
-    It is the mean of a zero-padded 3 x 3 box filter, seen from the pixel. The sum is the bias's share.
-    """
-    ones = torch.ones(1, 1, grid, grid, dtype=torch.float64)
-    return F.avg_pool2d(ones, 3, stride=1, padding=1)[0, 0] / grid**2
-
-
-def shifted_weights(weights: Tensor) -> Tensor:
-    """What each tap of a zero-padded 3 x 3 convolution contributes to its pooled output: (h, w) -> (9, h w).
-
-    Tap (u, v) of position p reads p + (u - 1, v - 1): seen from the position that is read, the weights move the other
-    way.
-    """
-    padded = F.pad(weights, (1, 1, 1, 1))
-    high, wide = weights.shape
-    return torch.stack(
-        [padded[2 - u : 2 - u + high, 2 - v : 2 - v + wide].flatten() for u in range(3) for v in range(3)]
-    )
 
 
 def _shifted_sum(taps: Tensor) -> Tensor:

@@ -40,12 +40,10 @@ class Classified(NamedTuple):
 
     Attributes:
         logits: (B, C).
-        class_maps: `X_CDM` (B, C, h, w).
         routing: (B, G), each in (0, 1).
     """
 
     logits: Tensor
-    class_maps: Tensor
     routing: Tensor
 
 
@@ -100,8 +98,9 @@ class Lctr(VisionTransformer):
     def all_maps(self, images: Tensor) -> ClassMaps:
         """Classify, with the map of every class."""
         tokens, attentions = self.tokens(images)
-        classified = self.classify(self._cues(tokens, attentions))
-        return ClassMaps(classified.logits, classified.class_maps, relational_map(attentions, self.preset.grid))
+        cues = self._cues(tokens, attentions)
+        class_maps, _ = self.CDM(cues.features, self._dug(cues))
+        return ClassMaps(pooled_logits(class_maps), class_maps, relational_map(attentions, self.preset.grid))
 
     def cues(self, images: Tensor) -> Cues:
         """Backbone only: what `classify` needs. RPAM is left out: it has no part in the loss."""
@@ -120,11 +119,13 @@ class Lctr(VisionTransformer):
         return Cues(rest.features, total / self.preset.depth)
 
     def classify(self, cues: Cues) -> Classified:
-        """CDM: reverse attention, routing, class maps, logits."""
-        reverse = 1 - cues.class_attention
-        dug = self.conv3x3(cues.features * reverse[:, None])
-        class_maps, routing = self.CDM(cues.features, dug)
-        return Classified(pooled_logits(class_maps), class_maps, routing)
+        """CDM without class maps, which have no part in the loss: the logits of `all_maps`, and routing."""
+        return Classified(*self.CDM.logits(cues.features, self._dug(cues)))
+
+    def _dug(self, cues: Cues) -> Tensor:
+        """`X~` (B, D, h, w): features from where the class token looks least."""
+        dug: Tensor = self.conv3x3(cues.features * (1 - cues.class_attention)[:, None])
+        return dug
 
     def _cues(self, tokens: Tensor, attentions: list[Tensor]) -> Cues:
         grid = self.preset.grid
