@@ -6,20 +6,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolchain import __version__
+from toolchain import __version__, terminal
 from toolchain.errors import ArtifactError, LctrError, UsageError
 
 if TYPE_CHECKING:
-    from toolchain.evaluation import Evaluation, OutputError
     from toolchain.findings import Stage
-    from toolchain.progress import Progress, Step
     from toolchain.scores import Scores
     from toolchain.stages import Made
 
@@ -150,7 +147,7 @@ def deploy(
         targets=targets,
         test_images=test_images,
     )
-    with _steps() as step:
+    with terminal.steps() as step:
         done = deploy(checkpoint or BUNDLED, output, plan, step=step, ended=_say_stage)
     from toolchain.report import verdict
 
@@ -171,7 +168,7 @@ def deploy(
             }
         )
         return
-    _accuracy_table([(a.name, a.evaluation, a.error) for a in done.findings.arms])
+    terminal.accuracy_table([(a.name, a.evaluation, a.error) for a in done.findings.arms])
     for claim in (judged.accuracy, judged.speed, *judged.compiled):
         click.echo(claim.text)
     click.echo(f"\n{done.report}")
@@ -236,7 +233,7 @@ def train(
 
     blocks = 0 if freeze_backbone else train_blocks
     recipe = adjusted(recipe_named(named or recipe_name(data, blocks)), train_blocks=blocks, **changes)
-    with _steps() as step:
+    with terminal.steps() as step:
         done = train(Run(preset, data, recipe, init, images, device, workers, tensorboard), output, step=step)
     if done is None:
         return
@@ -249,7 +246,7 @@ def train(
     if trained.started:
         click.echo(f"Started from the {trained.started} of {init}.")
     if validated.evaluation:
-        _accuracy_table([("validation images", validated.evaluation, None)])
+        terminal.accuracy_table([("validation images", validated.evaluation, None)])
     else:
         click.echo(
             f"Top-1 {validated.top1:.2f} on the validation images. They have no boxes: tau is {validated.tau:g}, as "
@@ -273,7 +270,7 @@ def import_(checkpoint: Path, output: Path, class_names: Path | None, tau: float
     _require_suffix(output, ".safetensors")
     from toolchain.importing import imported
 
-    with _steps() as step:
+    with terminal.steps() as step:
         step("import")
         artifact, reused = imported(checkpoint, output, class_names=class_names, tau=tau)
     facts = artifact.metadata
@@ -309,7 +306,7 @@ def statistics(model: Path, data: str, output: Path, images: int | None, min_ima
 
     target = statistics_of(model) if output == Path() else output
     _require_suffix(target, ".safetensors")
-    with _steps() as step:
+    with terminal.steps() as step:
         made = statistics(model, data, target, images=images, min_images=min_images, progress=step("statistics"))
     facts = made.artifact.metadata
     classes, layers = len(facts["population"]["classes"]), len(facts["center_layers"])
@@ -335,7 +332,7 @@ def synthesize(
     if no_statistics and bundle:
         raise UsageError("--statistics and --no-statistics contradict each other: leave one out.")
     used = None if no_statistics else bundle or statistics_of(model)
-    with _steps() as step:
+    with terminal.steps() as step:
         made = synthetic(model, used, output, count=count, steps=steps, seed=seed, progress=step("generator"))
     facts = made.artifact.metadata
     for sentence in facts["missing"]:
@@ -366,7 +363,7 @@ def export(model: Path, precision: str, maps: str, output: Path, as_json: bool) 
     _require_suffix(output, ".onnx")
     from toolchain.stages import float_onnx
 
-    with _steps() as step:
+    with terminal.steps() as step:
         step("export and compare")
         made = float_onnx(model, output, precision=precision, maps=maps)
     parity = made.artifact.metadata["parity"]
@@ -412,7 +409,7 @@ def quantize(
     from toolchain.stages import KEPT_FLOAT, int8_onnx
 
     source = calibration.noise(count or 128, seed) if images == "noise" else calibration.folder(Path(images), count)
-    with _steps() as step:
+    with terminal.steps() as step:
         made = int8_onnx(
             model,
             source,
@@ -425,7 +422,7 @@ def quantize(
     if as_json:
         _print_json({"path": str(target), "reused": made.reused, **_kept(facts, "quantized", "left_float", "images")})
         return
-    _table("left float", ["node", "why"], [[name, reason] for name, reason in facts["left_float"].items()])
+    terminal.table("left float", ["node", "why"], [[name, reason] for name, reason in facts["left_float"].items()])
     click.echo(f"{len(facts['quantized'])} products quantized on {facts['images']} images.")
     _say_made(made)
 
@@ -459,7 +456,7 @@ def build(
         metadata=graph_from_onnx(model).metadata,
     )
     start = time.monotonic()
-    with _steps() as step:
+    with terminal.steps() as step:
         _, reused = build(model, backend, target, options, step("build"))
     click.echo("Unchanged: reused." if reused else f"Built in {time.monotonic() - start:.1f} s.")
     click.echo(target)
@@ -476,7 +473,7 @@ def inspect(file: Path, losses: bool, as_json: bool) -> None:
     """
     from engines.inspect import inspect
 
-    with _steps() as step:
+    with terminal.steps() as step:
         step("inspect")
         found = inspect(file)
     if as_json:
@@ -484,7 +481,7 @@ def inspect(file: Path, losses: bool, as_json: bool) -> None:
         return
     shown = found.losses if losses else found.products
     rows = [[p.name, p.kind, p.type, f"{p.loss.reason}: {p.loss.fix}" if p.loss else ""] for p in shown]
-    _table(f"{file} ({found.backend}; {found.evidence})", ["ONNX node", "kind", "type", "what is lost"], rows)
+    terminal.table(f"{file} ({found.backend}; {found.evidence})", ["ONNX node", "kind", "type", "what is lost"], rows)
     for kind, types in found.counts.items():
         total = sum(types.values())
         click.echo(f"{kind}: {', '.join(f'{n} of {total} {type_}' for type_, n in types.items())}")
@@ -539,12 +536,13 @@ def evaluate(
     trial = Trial(data, split, images, protocol_named(protocol), tau, tau_from, curve=bool(curves))
     for path in curves:
         writer_of(path)
-    with open_localizer(file) as localizer, _steps() as step:
+    with open_localizer(file) as localizer, terminal.steps() as step:
         found = score(localizer, str(file), trial, step)
     if as_json:
         _print_json(found.as_dict())
     else:
-        _scores_table(found)
+        terminal.scores_table(found)
+        _say_tau(found)
     # After the figures: a folder that cannot be written to must not cost them.
     for path in curves:
         write_curves(found, path)
@@ -591,7 +589,7 @@ def benchmark(
     from toolchain.localizer import localizer_from_session
 
     settings = Settings(warmup, rounds, iterations)
-    with ExitStack() as stack, _steps() as step:
+    with ExitStack() as stack, terminal.steps() as step:
         sessions = {_label(path, files): stack.enter_context(open_engine(path)) for path in files}
         localizers = {name: localizer_from_session(session, name) for name, session in sessions.items()}
         window = next(iter(localizers.values())).card.preprocessing
@@ -602,9 +600,9 @@ def benchmark(
     if as_json:
         _print_json({"latency": latency, "accuracy": {name: found.as_dict() for name, found in accuracy.items()}})
     else:
-        _latency_table(latency)
+        terminal.latency_table(latency)
         if accuracy:
-            _accuracy_table([(name, found.evaluation, found.error) for name, found in accuracy.items()])
+            terminal.accuracy_table([(name, found.evaluation, found.error) for name, found in accuracy.items()])
     if max_drop is not None:
         check_drop(accuracy, max_drop)
     if limit is not None:
@@ -628,7 +626,7 @@ def localize(file: Path, images: tuple[Path, ...], output: Path | None) -> None:
 
     pictures = [(path, read_image(path)) for path in images]
     found = []
-    with open_localizer(file) as localizer, _steps() as step:
+    with open_localizer(file) as localizer, terminal.steps() as step:
         progress = step("localize")
         for done, (path, picture) in enumerate(pictures, 1):
             result = localize(localizer, picture)
@@ -661,7 +659,7 @@ def verify(path: Path, as_json: bool) -> None:
             ]
             for artifact in checked
         ]
-        _table(str(path), ["artifact", "kind", "content", "made from"], rows)
+        terminal.table(str(path), ["artifact", "kind", "content", "made from"], rows)
     problems = [artifact.problem for artifact in checked if artifact.problem]
     if problems:
         raise ArtifactError(problems[0] if len(problems) == 1 else f"{len(problems)} artifacts: " + " ".join(problems))
@@ -713,106 +711,16 @@ def _say_made(made: Made) -> None:
     click.echo(made.artifact.path)
 
 
-def _say_stage(stage: Stage) -> None:
-    click.echo(f"{stage.name:<44} {'reused' if stage.reused else f'{stage.seconds:.1f} s'}", err=True)
-
-
-def _accuracy_table(rows: Sequence[tuple[str, Evaluation, OutputError | None]]) -> None:
-    plain = ["", "protocol", "images", "Top-1", "GT-Known Loc", "Top-1 Loc"]
-    columns = [*plain, "logits SNR", "map SNR", "same box", "same class"]
-    cells = []
-    for name, found, error in rows:
-        metrics = [f"{value:.2f}" for value in (found.top1, found.gt_known_loc, found.top1_loc)]
-        distance = [f"{error.logits_snr_db:.1f} dB", f"{error.map_snr_db:.1f} dB"] if error else ["", ""]
-        agreement = [f"{error.box_agreement:.1f} %", f"{error.top1_agreement:.1f} %"] if error else ["", ""]
-        cells.append([name, found.protocol, f"{found.images:,}", *metrics, *distance, *agreement])
-    used = [k for k in range(len(columns)) if k < len(plain) or any(row[k] for row in cells)]
-    _table("", [columns[k] for k in used], [[row[k] for k in used] for row in cells])
-
-
-def _scores_table(found: Scores) -> None:
-    columns = ["", "protocol", "images", "Top-1", "Top-5", *(figure.title for figure in found.figures)]
-    rates = [f"{rate:.2f}" for rate in (found.top1, found.top5, *(figure.value for figure in found.figures))]
-    _table("", columns, [[Path(found.file).name, found.protocol, f"{found.images:,}", *rates]])
+def _say_tau(found: Scores) -> None:
     each = ", ".join(f"{f.tau:g} for {f.title}" for f in found.figures if f.tau is not None)
     tau = each if found.tau is None else f"{found.tau:g}"
-    click.echo(f"tau {tau}, {found.tau_source}; protocol {found.protocol}.")
+    click.echo(f"tau {tau}, {found.tau_source}; protocol {found.protocol}; {found.images_per_second:.1f} images/s.")
     if found.constant_maps:
         click.echo(f"{found.constant_maps:,} maps were constant and told nothing.")
 
 
-def _latency_table(latency: Mapping[str, Any]) -> None:
-    rows = []
-    for size, row in latency["batches"].items():
-        for name, found in row.items():
-            timings, ratio = found["timings"], found["ratio"]
-            figures = [f"{timings[key]:.2f}" for key in ("median", "p95", "p99")] + [
-                f"{found['images_per_second']:.1f}"
-            ]
-            against = f"{ratio['value']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
-            problems = "; ".join(found["problems"])
-            rows.append([size, name, *figures, "" if name == latency["baseline"] else against, problems])
-    columns = ["batch", "file", "median ms", "p95", "p99", "images/s", f"time / {latency['baseline']}", "problems"]
-    used = [k for k in range(len(columns)) if k < 7 or any(row[k] for row in rows)]
-    _table("", [columns[k] for k in used], [[row[k] for k in used] for row in rows])
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    if not rows:
-        return
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for k, column in enumerate(columns):
-        table.add_column(column, justify="left" if k == 0 or not _numeric(rows, k) else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    # A pipe has no width: lines stay whole for whoever reads them.
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
-    console.print(table)
-
-
-def _numeric(rows: Sequence[Sequence[str]], column: int) -> bool:
-    return all(row[column][:1] in "-0123456789" for row in rows)
-
-
-@contextmanager
-def _steps() -> Iterator[Step]:
-    """A progress bar on a terminal, for one step after the other; nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    from toolchain.progress import unwatched
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield unwatched
-        return
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    ]
-    with Bars(*columns, console=console, transient=True) as bars:
-
-        def step(name: str) -> Progress:
-            # Steps follow one another: a new one means that the one before is over.
-            for finished in bars.task_ids:
-                bars.remove_task(finished)
-            task = bars.add_task(name, total=None, note="")
-
-            def progress(done: int, total: int, note: str = "") -> None:
-                bars.update(task, completed=done, total=total, note=note)
-
-            return progress
-
-        yield step
+def _say_stage(stage: Stage) -> None:
+    click.echo(f"{stage.name:<44} {'reused' if stage.reused else f'{stage.seconds:.1f} s'}", err=True)
 
 
 if __name__ == "__main__":

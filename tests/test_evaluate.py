@@ -1,6 +1,7 @@
 """`lctr evaluate` by every protocol: on the bundled checkpoint, and on ONNX files of either form."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +121,14 @@ def test_the_table_names_the_protocol_and_where_tau_is_from(model: Path) -> None
     assert "MaxBoxAccV2 IoU 0.7" in head
     assert row.split()[:3] == ["lctr-nano.safetensors", "maxboxaccv2", str(FEW)]
     assert " for MaxBoxAccV2 IoU 0.3, " in rest[0]
-    assert "best over the evaluated images themselves, as the protocol defines it; protocol maxboxaccv2." in rest[0]
+    assert "best over the evaluated images themselves, as the protocol defines it; protocol maxboxaccv2; " in rest[0]
+    assert re.search(r"; \d+\.\d images/s\.$", rest[0])
     plain = lctr("evaluate", model, "--images", FEW).stdout
     assert "GT-Known Loc" in plain
-    assert "from the model's metadata; protocol lctr." in plain
+    assert "from the model's metadata; protocol lctr; " in plain
     given = lctr("evaluate", model, "--images", FEW, "--protocol", "maxboxacc", "--tau", "0.2").stdout
     assert "MaxBoxAcc" not in given
-    assert "tau 0.2, given by --tau; protocol maxboxacc." in given
+    assert "tau 0.2, given by --tau; protocol maxboxacc; " in given
 
 
 def test_curves_are_written_as_json_and_as_a_picture(model: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A localizer measured by any of the protocols: every figure with its protocol, its tau, and where that is from."""
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -107,6 +108,7 @@ class Scores:
         data, split: what was measured on.
         protocol: name of the protocol that every one of these numbers belongs to.
         images: number of images.
+        images_per_second: of the evaluation, decoding included.
         top1, top5: classification accuracy, of the images as the protocol shows them.
         figures: the protocol's localization metrics.
         constant_maps: images whose map told nothing; the protocol says which box they get.
@@ -121,6 +123,7 @@ class Scores:
     split: str
     protocol: str
     images: int
+    images_per_second: float
     top1: float
     top5: float
     figures: tuple[Figure, ...]
@@ -144,6 +147,7 @@ class Scores:
             "split": self.split,
             "protocol": self.protocol,
             "images": self.images,
+            "images_per_second": self.images_per_second,
             "top1": self.top1,
             "top5": self.top5,
             **{figure.key: figure.value for figure in self.figures},
@@ -180,6 +184,7 @@ def score(localizer: Localizer, source: str, trial: Trial, step: Step = unwatche
         chosen_on = len(validation)
         used = count(validation, protocol.taus, step("choose tau on val")).best_taus()
     wanted = protocol.taus if trial.curve or used is None else np.empty(0)
+    started = time.perf_counter()
     curves = count(evaluated, np.union1d(wanted, list((used or {}).values())), step("evaluate"))
     used = used or curves.best_taus()
     return Scores(
@@ -188,6 +193,7 @@ def score(localizer: Localizer, source: str, trial: Trial, step: Step = unwatche
         split=trial.split,
         protocol=protocol.name,
         images=curves.images,
+        images_per_second=curves.images / (time.perf_counter() - started),
         top1=curves.top1,
         top5=curves.top5,
         figures=_figures(curves, used, "Max" if trial.origin == BEST else ""),

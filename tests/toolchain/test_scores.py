@@ -100,7 +100,9 @@ def figures(protocol: Protocol, **changes) -> dict:
 
 
 def test_maxboxacc_takes_the_best_tau_of_the_evaluated_images(opened: Opened) -> None:
-    assert figures(MAXBOXACC) == {
+    found = figures(MAXBOXACC)
+    assert found.pop("images_per_second") > 0
+    assert found == {
         "file": "m.onnx",
         "data": "shapes",
         "split": "test",

@@ -1,0 +1,108 @@
+"""Tables and progress bars, the only place that draws on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from toolchain.progress import Progress, Step, unwatched
+
+if TYPE_CHECKING:
+    from toolchain.evaluation import Evaluation, OutputError
+    from toolchain.scores import Scores
+
+
+def accuracy_table(rows: Sequence[tuple[str, Evaluation, OutputError | None]]) -> None:
+    """Accuracy by name, and where it is known the distance from the reference's outputs."""
+    plain = ["", "protocol", "images", "Top-1", "GT-Known Loc", "Top-1 Loc"]
+    columns = [*plain, "logits SNR", "map SNR", "same box", "same class"]
+    cells = []
+    for name, found, error in rows:
+        metrics = [f"{value:.2f}" for value in (found.top1, found.gt_known_loc, found.top1_loc)]
+        distance = [f"{error.logits_snr_db:.1f} dB", f"{error.map_snr_db:.1f} dB"] if error else ["", ""]
+        agreement = [f"{error.box_agreement:.1f} %", f"{error.top1_agreement:.1f} %"] if error else ["", ""]
+        cells.append([name, found.protocol, f"{found.images:,}", *metrics, *distance, *agreement])
+    used = [k for k in range(len(columns)) if k < len(plain) or any(row[k] for row in cells)]
+    table("", [columns[k] for k in used], [[row[k] for k in used] for row in cells])
+
+
+def scores_table(found: Scores) -> None:
+    """Every figure of one protocol."""
+    columns = ["", "protocol", "images", "Top-1", "Top-5", *(figure.title for figure in found.figures)]
+    rates = [f"{rate:.2f}" for rate in (found.top1, found.top5, *(figure.value for figure in found.figures))]
+    table("", columns, [[Path(found.file).name, found.protocol, f"{found.images:,}", *rates]])
+
+
+def latency_table(latency: Mapping[str, Any]) -> None:
+    """`Benchmark.as_dict`, one line for each batch size and file."""
+    rows = []
+    for size, row in latency["batches"].items():
+        for name, found in row.items():
+            timings, ratio = found["timings"], found["ratio"]
+            figures = [f"{timings[key]:.2f}" for key in ("median", "p95", "p99")] + [
+                f"{found['images_per_second']:.1f}"
+            ]
+            against = f"{ratio['value']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+            problems = "; ".join(found["problems"])
+            rows.append([size, name, *figures, "" if name == latency["baseline"] else against, problems])
+    columns = ["batch", "file", "median ms", "p95", "p99", "images/s", f"time / {latency['baseline']}", "problems"]
+    used = [k for k in range(len(columns)) if k < 7 or any(row[k] for row in rows)]
+    table("", [columns[k] for k in used], [[row[k] for k in used] for row in rows])
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; nothing where there are no rows."""
+    if not rows:
+        return
+    drawn = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for k, column in enumerate(columns):
+        drawn.add_column(column, justify="left" if k == 0 or not _numeric(rows, k) else "right", overflow="fold")
+    for row in rows:
+        drawn.add_row(*row)
+    # A pipe has no width: lines stay whole for whoever reads them.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
+    console.print(drawn)
+
+
+def _numeric(rows: Sequence[Sequence[str]], column: int) -> bool:
+    return all(row[column][:1] in "-0123456789" for row in rows)
+
+
+@contextmanager
+def steps() -> Iterator[Step]:
+    """A progress bar on a terminal, for one step after the other; nothing elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield unwatched
+        return
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]
+    with Bars(*columns, console=console, transient=True) as bars:
+
+        def step(name: str) -> Progress:
+            # Steps follow one another: a new one means that the one before is over.
+            for finished in bars.task_ids:
+                bars.remove_task(finished)
+            task = bars.add_task(name, total=None, note="")
+
+            def progress(done: int, total: int, note: str = "") -> None:
+                bars.update(task, completed=done, total=total, note=note)
+
+            return progress
+
+        yield step
