@@ -1,4 +1,7 @@
-"""Tables and progress bars, the only place that draws on a terminal."""
+"""Tables and progress bars, the only place that draws on a terminal.
+
+What draws is imported when there is something to draw: help is asked for more often.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
-from rich.table import Table
 
 from toolchain.progress import Progress, Step, unwatched
 
@@ -60,6 +58,9 @@ def latency_table(latency: Mapping[str, Any]) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; nothing where there are no rows."""
+    from rich.console import Console
+    from rich.table import Table
+
     if not rows:
         return
     drawn = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
@@ -79,6 +80,10 @@ def _numeric(rows: Sequence[Sequence[str]], column: int) -> bool:
 @contextmanager
 def steps() -> Iterator[Step]:
     """A progress bar on a terminal, for one step after the other; nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
     console = Console(stderr=True)
     if not console.is_terminal:
         yield unwatched
