@@ -185,10 +185,11 @@ def _step(model: Lctr, name: str) -> Callable[[Feeds], dict[str, NDArray[Any]]]:
     released, learner = ReleasedForward(model), Learner(model, frozen_blocks=0, bf16=bf16)
 
     def logits(images: torch.Tensor) -> torch.Tensor:
-        if not as_released:
-            return learner(images)[0]
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            return released.logits(images).float()
+        if as_released:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                return released.logits(images).float()
+        found: torch.Tensor = learner(images)[0]
+        return found
 
     def run(feeds: Feeds) -> dict[str, NDArray[Any]]:
         images = torch.from_numpy(feeds["image"])
