@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from deployment import lctr
 from onnx import helper, numpy_helper, parser
 
@@ -92,6 +93,13 @@ def test_an_onnx_file_of_one_map_serves_lctr_alone(tmp_path: Path) -> None:
         "export the model with --maps all.\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["top1.onnx"]
+
+
+def test_a_pickle_is_sent_to_import(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "c.pth")
+    told = lctr("evaluate", tmp_path / "c.pth")
+    assert told.exit_code == 1
+    assert told.stderr.endswith("make one of it with `lctr import`.\n")
 
 
 def test_a_checkpoint_serves_every_protocol(model: Path) -> None:

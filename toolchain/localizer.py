@@ -18,7 +18,8 @@ from toolchain.errors import ModelError
 from toolchain.evaluation import Classes, Floats, Predict, PredictClasses
 from toolchain.preprocessing import Box
 
-CHECKPOINT = ".safetensors"
+CHECKPOINTS = (".safetensors", ".pth")
+"""What the model's own loader reads, or refuses with what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def open_localizer(path: Path) -> Iterator[Localizer]:
     Raises:
         ArtifactError, ModelError, BackendError: the file cannot be used, or not here.
     """
-    if path.suffix == CHECKPOINT:
+    if path.suffix in CHECKPOINTS:
         yield _from_checkpoint(path)
         return
     with open_engine(path) as session:
