@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from toolchain import __version__, terminal
 from toolchain.errors import ArtifactError, LctrError, UsageError
@@ -380,50 +381,83 @@ def export(model: Path, precision: str, maps: str, output: Path, as_json: bool) 
 
 @main.command()
 @click.argument("model", type=PATH)
-@click.option("--images", required=True, metavar="DIR|noise", help="Calibration images: a folder, or `noise`.")
+@click.option("--images", metavar="DIR|noise", help="Calibration images: a folder, or `noise`.")
 @click.option("--count", type=int, help="Take so many images. Default: all of a folder, 128 of noise.")
+@click.option(
+    "--ranges", "range_file", type=PATH, metavar="FILE", help="Instead of images: NAME.ranges.json of before."
+)
 @_method_option
 @click.option("--keep-float", multiple=True, metavar="PATTERN", help="Node names to leave float; may be repeated.")
+@click.option("--mean", nargs=3, type=float, metavar="R G B", help="Of pixels in [0, 1], where MODEL does not say it.")
+@click.option("--std", nargs=3, type=float, metavar="R G B", help="Likewise.")
+@click.option("--image-size", type=int, metavar="PIXELS", help="Likewise, where MODEL takes any.")
+@click.option("--cache", type=PATH, metavar="FILE", help="Write a calibration cache for TensorRT 10.x, too.")
+@click.option("--cache-version", default="10.13.0", show_default=True, help="Of the TensorRT that reads the cache.")
 @_seed_option
 @_output_option("ONNX file to write. Default: MODEL.int8.onnx beside the model.", "")
 @_json_option
 def quantize(
     model: Path,
-    images: str,
+    images: str | None,
     count: int | None,
+    range_file: Path | None,
     method: str,
     keep_float: tuple[str, ...],
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    image_size: int | None,
+    cache: Path | None,
+    cache_version: str,
     seed: int,
     output: Path,
     as_json: bool,
 ) -> None:
     """Insert explicit INT8 Q/DQ into the ONNX file MODEL, with ranges observed on calibration images.
 
-    Quantized: every linear layer and convolution. Left float, and why, is listed; attention products and CDM's routing
-    always are. The ranges stand beside the result in NAME.ranges.json.
+    MODEL is any ONNX file with one input of square RGB images. Quantized: every linear layer and convolution. Left
+    float, and why, is listed; attention products and CDM's routing always are.
+
+    The ranges stand beside the result in NAME.ranges.json, and --ranges takes them for the same MODEL without images.
+    --cache is for a builder in implicit INT8 mode, which takes MODEL itself; a TensorRT of another version drops it.
     """
     target = model.with_suffix(".int8.onnx") if output == Path() else output
     _require_suffix(model, ".onnx")
     _require_suffix(target, ".onnx")
-    from toolchain import calibration
-    from toolchain.stages import KEPT_FLOAT, int8_onnx
+    if range_file:
+        _require_absent("--ranges", "images", "method", "count", "seed", "mean", "std", "image_size")
+    from exporters.calibration_cache import version_number
+    from toolchain import calibration, stages
+    from toolchain.range_table import range_words
 
-    source = calibration.noise(count or 128, seed) if images == "noise" else calibration.folder(Path(images), count)
+    version = version_number(cache_version)
     with terminal.steps() as step:
-        made = int8_onnx(
-            model,
-            source,
-            target,
-            method=method,
-            keep_float=(*KEPT_FLOAT, *keep_float),
-            progress=step("observe ranges"),
-        )
+        if range_file:
+            step("take ranges")
+            made = stages.int8_from_ranges(model, range_file, target, keep_float=keep_float)
+        else:
+            made = stages.int8_onnx(
+                model,
+                calibration.source_named(images, count, seed),
+                target,
+                method=method,
+                keep_float=keep_float,
+                stated=calibration.Stated(mean, std, image_size),
+                implicit=cache is not None,
+                progress=step("observe ranges"),
+            )
+        if cache:
+            stages.calibration_cache(model, stages.ranges_of(target), cache, version, keep_float=keep_float)
     facts = made.artifact.metadata
     if as_json:
-        _print_json({"path": str(target), "reused": made.reused, **_kept(facts, "quantized", "left_float", "images")})
+        record = {"path": str(target), "reused": made.reused, "ranges_file": str(stages.ranges_of(target))}
+        kept = _kept(facts, "quantized", "left_float", "images", "ranges")
+        _print_json({**record, **({"cache": str(cache)} if cache else {}), **kept})
         return
     terminal.table("left float", ["node", "why"], [[name, reason] for name, reason in facts["left_float"].items()])
     click.echo(f"{len(facts['quantized'])} products quantized on {facts['images']} images.")
+    click.echo(f"{range_words(facts['ranges'])} (each in {stages.ranges_of(target)}).")
+    if cache:
+        click.echo(cache)
     _say_made(made)
 
 
@@ -668,6 +702,14 @@ def verify(path: Path, as_json: bool) -> None:
 def _require_suffix(path: Path, suffix: str) -> None:
     if path.suffix != suffix:
         raise UsageError(f"{path} does not end in {suffix}: name a {suffix} file.")
+
+
+def _require_absent(option: str, *others: str) -> None:
+    """Refuse options that `option` leaves without a meaning."""
+    context = click.get_current_context()
+    for name in others:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UsageError(f"{option} and --{name.replace('_', '-')} contradict each other: leave one out.")
 
 
 def _milliseconds(text: str) -> float:

@@ -5,7 +5,7 @@ A synthetic set is a folder of PNG files and nothing else, so that it reads like
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,22 +87,15 @@ def write(
     )
 
 
-def read(
-    path: Path, crop: Callable[[Image.Image], NDArray[np.uint8]], *, limit: int | None = None
-) -> NDArray[np.uint8]:
-    """Images for calibration from a folder, subfolders included, in name order.
+def listed(path: Path, limit: int | None = None) -> list[Path]:
+    """The image files in a folder, subfolders included, in name order.
 
     Args:
-        path: a synthetic set, which is checked against its sidecar and taken as it is, or any folder of images.
-        crop: brings an RGB image of any size to the network's (S, S, 3) uint8; not used on a synthetic set.
+        path: any folder of images.
         limit: at most so many, taken at even distances: in a folder with one subfolder per class, from all of them.
 
-    Returns:
-        (count, S, S, 3) uint8 RGB.
-
     Raises:
-        ArtifactError: a synthetic set that was changed.
-        DataError: no folder, no image in it, or images that cannot be read (all of them are named).
+        DataError: no folder, or no image in it.
         UsageError: a limit under 1.
     """
     if limit is not None and limit < 1:
@@ -114,18 +107,49 @@ def read(
         raise DataError(f"{path} holds no image ({', '.join(SUFFIXES)}): give a folder of images.")
     if limit is not None and limit < len(files):
         files = [files[index * len(files) // limit] for index in range(limit)]
+    return files
+
+
+def stream(
+    path: Path, crop: Callable[[Image.Image], NDArray[np.uint8]], *, limit: int | None = None
+) -> Iterator[NDArray[np.uint8]]:
+    """Images for calibration from a folder, one at a time, in the order of `listed`.
+
+    Args:
+        path: a synthetic set, which is checked against its sidecar and taken as it is, or any folder of images.
+        crop: brings an RGB image of any size to the network's (S, S, 3) uint8; not used on a synthetic set.
+        limit: as for `listed`.
+
+    Yields:
+        (S, S, 3) uint8 RGB.
+
+    Raises:
+        ArtifactError: a synthetic set that was changed.
+        DataError: as `listed`; at the end also for images that cannot be read (all of them are named).
+        UsageError: a limit under 1.
+    """
+    files = listed(path, limit)
     prepare = np.asarray if _is_synthetic(path) else crop
-    images: list[NDArray[np.uint8]] = []
     problems = []
     for file in files:
         try:
             with Image.open(file) as image:
-                images.append(prepare(image.convert("RGB")))
+                prepared = prepare(image.convert("RGB"))
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             problems.append(f"{file}: {error}")
+            continue
+        # After the first bad one the others are only looked at, so that the user learns of all of them at once.
+        if not problems:
+            yield prepared
     if problems:
         raise DataError(f"{len(problems)} of {len(files)} images cannot be read: replace or remove them.", problems)
-    return np.stack(images)
+
+
+def read(
+    path: Path, crop: Callable[[Image.Image], NDArray[np.uint8]], *, limit: int | None = None
+) -> NDArray[np.uint8]:
+    """All images of `stream` at once: (count, S, S, 3) uint8 RGB."""
+    return np.stack([*stream(path, crop, limit=limit)])
 
 
 def noise(count: int, size: int, seed: int) -> NDArray[np.float32]:
@@ -133,7 +157,14 @@ def noise(count: int, size: int, seed: int) -> NDArray[np.float32]:
 
     No pixels and no crop: most values lie where no image can be.
     """
-    return np.random.default_rng(seed).standard_normal((count, 3, size, size), np.float32)
+    return _normal(np.random.default_rng(seed), count, size)
+
+
+def noise_batches(count: int, size: int, seed: int, batch: int) -> Iterator[NDArray[np.float32]]:
+    """The images of `noise`, `batch` at a time; the same ones whatever the batch."""
+    random = np.random.default_rng(seed)
+    for start in range(0, count, batch):
+        yield _normal(random, min(batch, count - start), size)
 
 
 def grid(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -152,6 +183,10 @@ def final_losses(losses: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Mean of each term over the last steps at which it was computed."""
     computed = {name: [value for value in values if not math.isnan(value)] for name, values in losses.items()}
     return {name: float(np.mean(values[-SMOOTHED_STEPS:])) for name, values in computed.items()}
+
+
+def _normal(random: np.random.Generator, count: int, size: int) -> NDArray[np.float32]:
+    return random.standard_normal((count, 3, size, size), np.float32)
 
 
 def _is_synthetic(path: Path) -> bool:

@@ -5,7 +5,7 @@ batch. A range file names the graph that it belongs to by hash and is refused fo
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,26 +100,27 @@ def collect(
     Args:
         observer: ONNX file with `tensors` among its outputs (the model's input may be watched too).
         tensors: names to watch, at least one.
-        batches: (B, ...) arrays, the first axis counts images; consumed once.
+        batches: (B, ...) arrays, the first axis counts images; consumed once. Where the graph fixes its batch they are
+            regrouped, and the images short of a whole batch are left out.
         input_name: the graph input that takes a batch.
         total: images to come, for the progress; 0 where unknown.
         progress: called after each batch, in images.
 
     Raises:
         BackendError: ONNX Runtime refused the model or a batch.
-        DataError: no batch came.
+        DataError: no image came, or fewer than a batch of the graph takes.
         ModelError: the model has no such input or output, or a tensor holds NaN or infinity.
         UsageError: nothing to watch.
     """
     if not tensors:
         raise UsageError(f"No tensor to observe in {observer.name}: the placement is empty; widen it.")
-    session, dtype = _session(observer, tensors, input_name)
+    session, fed = _session(observer, tensors, input_name)
     watched = dict.fromkeys(tensors)
     fetched = [name for name in watched if name != input_name]
     histograms: dict[str, Histogram] = {}
     images = 0
-    for batch in batches:
-        feed = np.ascontiguousarray(batch, dtype)
+    for batch in regrouped(batches, fed.batch) if fed.batch else batches:
+        feed = np.ascontiguousarray(batch, fed.dtype)
         try:
             values = dict(zip(fetched, session.run(fetched, {input_name: feed}) if fetched else [], strict=True))
         except RUNTIME_ERRORS as error:
@@ -134,8 +135,22 @@ def collect(
         images += len(feed)
         progress(images, max(total, images), f"{len(watched)} tensors")
     if not images:
-        raise DataError("No calibration image came: name a folder that holds some.")
+        short = f" or fewer than the {fed.batch} that a batch of the model takes" if fed.batch > 1 else ""
+        raise DataError(f"No calibration image came{short}: name a folder that holds enough.")
     return Observed(histograms, images)
+
+
+def regrouped(batches: Iterable[NDArray[np.float32]], size: int) -> Iterator[NDArray[np.float32]]:
+    """The same images in batches of `size`, for a graph that takes no other; those short of a whole batch are dropped.
+
+    Padding them would count images twice.
+    """
+    waiting: list[NDArray[np.float32]] = []
+    for batch in batches:
+        waiting.extend(batch)
+        while len(waiting) >= size:
+            yield np.stack(waiting[:size])
+            del waiting[:size]
 
 
 def ranges_from_histograms(
@@ -206,8 +221,16 @@ def _tensor_range(method: str, **numbers: float) -> TensorRange:
     return TensorRange(method=method, **{key: float(value) for key, value in numbers.items()})
 
 
-def _session(observer: Path, tensors: Sequence[str], input_name: str) -> tuple[onnxruntime.InferenceSession, str]:
-    """A session, and the float type of its input."""
+@dataclass(frozen=True)
+class _Fed:
+    """What the input of a graph takes: a float type, and a batch size where that is fixed (0 where not)."""
+
+    dtype: str
+    batch: int
+
+
+def _session(observer: Path, tensors: Sequence[str], input_name: str) -> tuple[onnxruntime.InferenceSession, _Fed]:
+    """A session, checked to have its one input and every tensor to watch, and what that input takes."""
     options = onnxruntime.SessionOptions()
     # The runtime's idle threads would otherwise spin on the cores that the histograms need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -217,17 +240,17 @@ def _session(observer: Path, tensors: Sequence[str], input_name: str) -> tuple[o
         raise BackendError(
             f"ONNX Runtime cannot load {observer} ({_first_line(error)}): export the model again."
         ) from error
-    inputs = {i.name: i.type for i in session.get_inputs()}
+    inputs = {i.name: i for i in session.get_inputs()}
     if list(inputs) != [input_name]:
         raise ModelError(f"{observer} takes the inputs {list(inputs)}, not ['{input_name}']: name its only input.")
-    if inputs[input_name] not in FLOAT_TYPES:
-        raise ModelError(
-            f"Input '{input_name}' of {observer} is {inputs[input_name]}, not float: export it with a float input."
-        )
+    fed = inputs[input_name]
+    if fed.type not in FLOAT_TYPES:
+        raise ModelError(f"Input '{input_name}' of {observer} is {fed.type}, not float: export it with a float input.")
     missing = sorted({*tensors} - {o.name for o in session.get_outputs()} - {input_name})
     if missing:
         raise ModelError(f"{observer} has no output '{missing[0]}' to observe: make the observer from the placement.")
-    return session, FLOAT_TYPES[inputs[input_name]]
+    batch = fed.shape[0] if fed.shape and isinstance(fed.shape[0], int) else 0
+    return session, _Fed(FLOAT_TYPES[fed.type], batch)
 
 
 def _first_line(error: Exception) -> str:

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from deployment import Deployed, lctr
+from foreign_cnn import MEAN, STD, foreign_cnn
 from PIL import Image
 
 from cli import TRAINING_STACK, main
+from toolchain import calibration
 from toolchain.data.shapes import Shapes
 
 COMMANDS = sorted(main.commands)
@@ -145,6 +147,7 @@ def test_quantize_says_what_stays_float(deployed: Deployed, tmp_path: Path) -> N
     )
     record = json.loads(told.stdout)
     assert record["images"] == 4
+    assert record["ranges"]["image"]["method"] == "known"
     assert "blocks.0.mlp.fc1/MatMul" in record["left_float"]
     assert "blocks.0.mlp.fc2/MatMul" in record["quantized"]
     again = lctr(
@@ -154,7 +157,87 @@ def test_quantize_says_what_stays_float(deployed: Deployed, tmp_path: Path) -> N
         *("--keep-float", "blocks.0.mlp.fc1/*", "-o", tmp_path / "q.onnx"),
     )
     assert "reused" in again.stdout
+    assert f"{len(record['ranges']) - 1} by max, 1 by known" in again.stdout
     assert "blocks.0.mlp.fc1/MatMul" in again.stdout
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    for seed in range(6):
+        pixels = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{seed}.png")
+    return folder
+
+
+NORMALIZED = ("--mean", *MEAN, "--std", *STD)
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "said", "images"), [("n", "11", (), 6), ("n", "s", ("--image-size", 11), 6), ("4", "11", (), 4)]
+)
+def test_quantize_takes_a_model_of_somebody_else(
+    batch: str, size: str, said: tuple[object, ...], images: int, photographs: Path, tmp_path: Path
+) -> None:
+    model = foreign_cnn(tmp_path / "cnn.onnx", batch, size)
+    told = lctr("quantize", model, "--images", photographs, *NORMALIZED, *said, "--json")
+    assert told.exit_code == 0, told.output
+    record = json.loads(told.stdout)
+    assert record["quantized"] == ["stem", "fc"]
+    assert record["images"] == images  # a batch of 4 is filled once
+    # A black and a white pixel are known without an image: the red channel's -2 and 2, the green one's 3, blue's 7.
+    assert record["ranges"]["pixels"]["amax"] == pytest.approx(7)
+    assert record["ranges"]["pixels"]["method"] == "known"
+    assert record["ranges"] == json.loads((tmp_path / "cnn.int8.ranges.json").read_text())["tensors"]
+    assert (tmp_path / "cnn.int8.onnx").exists()
+
+
+def test_ranges_do_not_depend_on_the_batch(deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("--images", deployed.folder / "synthetic", "--count", 5, "--method", "max", "--json")
+    amax = []
+    for batch in (1, 5):
+        monkeypatch.setattr(calibration, "BATCH", batch)
+        told = lctr("quantize", deployed.folder / "model.onnx", *options, "-o", tmp_path / f"{batch}.onnx")
+        amax.append({name: found["amax"] for name, found in json.loads(told.stdout)["ranges"].items()})
+    # Not to the bit: the runtime cuts its matrix products differently.
+    assert amax[0] == pytest.approx(amax[1], rel=1e-4)
+
+
+def test_ranges_carry_over_to_the_same_graph_alone(photographs: Path, tmp_path: Path) -> None:
+    model = foreign_cnn(tmp_path / "cnn.onnx")
+    lctr("quantize", model, "--images", photographs, *NORMALIZED, "--method", "mse")
+    ranges = tmp_path / "cnn.int8.ranges.json"
+    again = lctr("quantize", model, "--ranges", ranges, "-o", tmp_path / "again.onnx")
+    assert again.exit_code == 0, again.output
+    assert "2 products quantized on 6 images." in again.stdout
+    assert "Ranges of 2 tensors: 1 by known, 1 by mse" in again.stdout
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "cnn.int8.onnx").read_bytes()
+    assert (tmp_path / "again.ranges.json").read_bytes() == ranges.read_bytes()
+    assert "reused" in lctr("quantize", model, "--ranges", ranges, "-o", tmp_path / "again.onnx").stdout
+    other = foreign_cnn(tmp_path / "other.onnx", seed=1)
+    told = refused("quantize", other, "--ranges", ranges)
+    assert "cnn.int8.ranges.json was computed for another graph" in told
+    assert not (tmp_path / "other.int8.onnx").exists()
+
+
+def test_a_calibration_cache_comes_beside(photographs: Path, tmp_path: Path) -> None:
+    model, cache = foreign_cnn(tmp_path / "cnn.onnx"), tmp_path / "cnn.cache"
+    options = ("--images", photographs, *NORMALIZED, "--cache", cache, "--cache-version", "10.3.0", "--json")
+    record = json.loads(lctr("quantize", model, *options).stdout)
+    head, *lines = cache.read_text().splitlines()
+    assert head == "TRT-100300-EntropyCalibration2"
+    scales = {name: np.frombuffer(bytes.fromhex(digits), ">f4")[0] for name, digits in (x.split(": ") for x in lines)}
+    assert list(scales) == ["pixels", "first", "flat", "scores"]
+    assert {name: 127 * scale for name, scale in scales.items()} == pytest.approx(
+        {name: found["amax"] for name, found in record["ranges"].items()}
+    )
+    assert lctr("verify", cache).exit_code == 0
+    # Ranges observed without it lack what comes out of the products.
+    lctr("quantize", model, "--images", photographs, *NORMALIZED)
+    ranges = tmp_path / "cnn.int8.ranges.json"
+    told = refused("quantize", model, "--ranges", ranges, "--cache", tmp_path / "no.cache")
+    assert "has no range of 'first' (2 of 4 tensors" in told
+    assert not (tmp_path / "no.cache").exists()
 
 
 def test_the_engine_s_inspection_reads_well(deployed: Deployed) -> None:
@@ -233,6 +316,24 @@ def test_a_missing_file_is_named(command: tuple[str, ...], tmp_path: Path) -> No
         (("export", "{model}", "-o", "x.pb"), "x.pb does not end in .onnx"),
         (("quantize", "{model}", "--images", "noise"), "does not end in .onnx"),
         (("quantize", "{onnx}", "--images", "noise", "--method", "guess", "-o", "x.onnx"), "guess"),
+        (("quantize", "{onnx}", "-o", "x.onnx"), "with --images, or a file with --ranges"),
+        (
+            ("quantize", "{onnx}", "--images", "noise", "--ranges", "r.json", "-o", "x.onnx"),
+            "--ranges and --images contra",
+        ),
+        (
+            ("quantize", "{onnx}", "--ranges", "r.json", "--count", "8", "-o", "x.onnx"),
+            "--ranges and --count contradict each other",
+        ),
+        (("quantize", "{onnx}", "--images", "noise", "--count", "0", "-o", "x.onnx"), "count is 0"),
+        (
+            ("quantize", "{onnx}", "--images", "noise", "--mean", "0", "0", "0", "-o", "x.onnx"),
+            "model.onnx says itself how its images are prepared",
+        ),
+        (
+            ("quantize", "{onnx}", "--images", "noise", "--cache", "x", "--cache-version", "11.0.0", "-o", "x.onnx"),
+            "TensorRT 11.0.0 reads no calibration cache",
+        ),
         (("build", "{onnx}", "--backend", "tensorflow", "-o", "x.engine"), "unknown backend 'tensorflow'"),
         (("build", "{onnx}", "--backend", "tensorrt-rtx", "--target", "sm1", "-o", "x.engine"), "sm1"),
         (("benchmark", "{onnx}", "--max-drop", "0.5"), "--max-drop needs images"),

@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from engines.inspection import COMPILED, RAN, Inspection, inspection_from_dict
-from toolchain.artifacts import writing
+from toolchain.artifacts import Artifact, writing
 from toolchain.boxes import IOU_NEEDED, iou
 from toolchain.errors import ArtifactError
 from toolchain.findings import Arm, Example, Findings
 from toolchain.overlay import BoxName, boxed, enlarged, heat, png_bytes
 from toolchain.preprocessing import Box
+from toolchain.range_table import OTHERS, range_rows, range_words
 
 MAX_DROP = 0.5
 """Points that INT8 may lose of either localization metric."""
@@ -233,6 +234,7 @@ def _view(findings: Findings) -> dict[str, Any]:
         "types": TYPES,
         "unrun": [(n, TITLES.get(i.backend, i.backend)) for n, i in inspections.items() if i.evidence == COMPILED],
         "not_run": _clause(findings.not_run),
+        "ranges": _ranges(findings.artifacts),
         "examples": [(example, _pictures(example)) for example in findings.examples],
         "made": made,
         "preview": _embedded(findings.preview),
@@ -241,6 +243,16 @@ def _view(findings: Findings) -> dict[str, Any]:
         "versions": _distinct(a.versions for a in findings.artifacts),
         "machine": _distinct(a.machine for a in findings.artifacts),
     }
+
+
+def _ranges(artifacts: Sequence[Artifact]) -> dict[str, Any]:
+    """The ranges of the judged model, which is the first quantized one, against those of the other calibrations."""
+    judged = next((a for a in artifacts if "ranges" in a.metadata), None)
+    if judged is None:
+        return {"words": "", "rows": (), "others": ()}
+    rows = range_rows(judged, artifacts)
+    others = [words for words in OTHERS.values() if any(words in row.ratios for row in rows)]
+    return {"words": range_words(judged.metadata["ranges"]), "rows": rows, "others": others}
 
 
 def _pictures(example: Example) -> list[Picture]:

@@ -1,6 +1,6 @@
 """The arrows of the design, one function each: an artifact in, an artifact out, skipped where nothing changed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -11,15 +11,17 @@ from torch import nn
 from calib import image_set, ranges, synthesis
 from calib import statistics as token_statistics
 from exporters import parity
+from exporters.calibration_cache import cache_from_amax, tensors_of_implicit
 from exporters.files import metadata_of, read_onnx, write_onnx
-from exporters.placement import placement_from_model
+from exporters.image_input import image_input_of
+from exporters.placement import Placement, placement_from_model
 from exporters.qdq import Quantized, graph_hash, observer_from_float, qdq_from_float
-from exporters.torch_export import INPUT, onnx_from_torch
+from exporters.torch_export import onnx_from_torch
+from toolchain import calibration
 from toolchain.artifacts import Artifact, code_version, reusable, seal, writing
 from toolchain.calibration import CalibrationSource
-from toolchain.card import card_from_metadata
 from toolchain.data.sources import files_of, open_data
-from toolchain.errors import chosen
+from toolchain.errors import ArtifactError, chosen
 from toolchain.evaluation import batches
 from toolchain.model import checkpoint
 from toolchain.model.deployment import AllMaps, DeployedLctr
@@ -27,10 +29,14 @@ from toolchain.model.lctr import ClassMaps, Lctr, Localized
 from toolchain.progress import Progress, Step, silent, unwatched
 
 if TYPE_CHECKING:
+    import onnx
+
     from toolchain.training.run import Run, Trained
 
 ONNX = "onnx"
 ONNX_INT8 = "onnx-int8"
+CALIBRATION_CACHE = "calibration-cache"
+NOTHING_STATED = calibration.Stated()
 MIN_IMAGES = 8
 """The fewest training images that a class center is made of: a center of one image would be that image."""
 STATISTICS_IMAGES = 4096
@@ -212,34 +218,100 @@ def int8_onnx(
     output: Path,
     *,
     method: str = "auto",
-    keep_float: tuple[str, ...] = KEPT_FLOAT,
+    keep_float: tuple[str, ...] = (),
+    stated: calibration.Stated = NOTHING_STATED,
+    implicit: bool = False,
     progress: Progress = silent,
 ) -> Made:
-    """Explicit Q/DQ with ranges observed on `source`; the ranges themselves stand beside, in `STEM.ranges.json`."""
-    parameters = {**source.parameters, "method": method, "keep_float": list(keep_float)}
+    """Explicit Q/DQ with ranges observed on `source`; the ranges themselves stand beside, in `STEM.ranges.json`.
+
+    Args:
+        model: float ONNX file with one image input, ours or anybody's.
+        source: calibration images.
+        output: ONNX file to write.
+        method: how a tensor's range is chosen.
+        keep_float: patterns of products to leave float; in a localizer CDM's routing always is.
+        stated: how images are prepared, where the model does not say it.
+        implicit: whether to observe also what a calibration cache needs.
+        progress: in images.
+
+    Raises:
+        LctrError: the model, the images or an option cannot be used.
+    """
+    parameters = {**source.parameters, **stated.parameters, "method": method, "implicit": implicit}
     inputs = {"model": model, **source.inputs}
-    code = code_version("exporters", "calib/histograms.py", "calib/thresholds.py", "calib/ranges.py")
-    found = reusable(output, ONNX_INT8, parameters=parameters, inputs=inputs, code=code)
-    if found:
-        return Made(found, True)
+    if found := _reusable_int8(output, parameters, inputs, keep_float):
+        return found
     graph = read_onnx(model)
-    metadata = metadata_of(graph)
-    window = card_from_metadata(metadata, str(model)).preprocessing
-    images = source.images(window)
-    placement = placement_from_model(graph, keep_float)
+    taken = image_input_of(graph)
+    window = calibration.window_of(metadata_of(graph), taken, stated, model)
+    placement = _placement(graph, keep_float)
+    watched = tensors_of_implicit(graph, placement) if implicit else placement.activations
     with writing(output) as temporary:
         # In the same room: it goes when the block ends, however that is.
         observer = temporary.with_name("observer.onnx")
-        write_onnx(observer_from_float(graph, placement.activations), observer)
-        observed = ranges.collect(observer, placement.activations, images, total=source.count, progress=progress)
+        write_onnx(observer_from_float(graph, watched), observer)
+        observed = ranges.collect(
+            observer, watched, source.images(window), input_name=taken.name, total=source.count, progress=progress
+        )
         # Calibration images need not reach black and white, real ones do, and every pixel beyond would be clipped.
-        known = {INPUT: window.largest}
+        known = {taken.name: window.largest}
         chosen = ranges.ranges_from_histograms(observed, method, graph=graph_hash(graph), known=known)
         quantized, done = qdq_from_float(graph, placement, chosen.amax)
         write_onnx(quantized, temporary)
-    ranges.save(chosen, ranges_of(output))
-    facts = {**metadata, **_facts(done, chosen), "calibration": source.description}
-    return Made(seal(output, ONNX_INT8, parameters=parameters, inputs=inputs, metadata=facts, code=code), False)
+    return _sealed_int8(output, graph, done, chosen, source.description, parameters, inputs, keep_float)
+
+
+def int8_from_ranges(model: Path, range_file: Path, output: Path, *, keep_float: tuple[str, ...] = ()) -> Made:
+    """Explicit Q/DQ with the ranges of a file, which were observed on this very graph; no image is run.
+
+    Raises:
+        ArtifactError: no range file, or one of another graph.
+        ModelError: the model cannot be used, or a tensor that is to be quantized has no range in the file.
+    """
+    parameters: dict[str, object] = {"images": "none"}
+    inputs = {"model": model, "ranges": range_file}
+    if found := _reusable_int8(output, parameters, inputs, keep_float):
+        return found
+    graph = read_onnx(model)
+    chosen = ranges.load(range_file, graph=graph_hash(graph))
+    with writing(output) as temporary:
+        quantized, done = qdq_from_float(graph, _placement(graph, keep_float), chosen.amax)
+        write_onnx(quantized, temporary)
+    return _sealed_int8(output, graph, done, chosen, f"ranges in {range_file.name}", parameters, inputs, keep_float)
+
+
+def calibration_cache(
+    model: Path, range_file: Path, output: Path, version: int, *, keep_float: tuple[str, ...] = ()
+) -> Made:
+    """The ranges of a float model as a calibration cache for TensorRT 10.x.
+
+    Args:
+        model: the float ONNX file: the cache is used to build it, not the quantized one.
+        range_file: its ranges, observed with `implicit`.
+        output: cache to write.
+        version: `version_number` of the TensorRT that will read it.
+        keep_float: as for the quantized model.
+
+    Raises:
+        ArtifactError: the file holds ranges of another graph, or too few.
+    """
+    parameters = {"version": version, "keep_float": [*keep_float]}
+    inputs, code = {"model": model, "ranges": range_file}, code_version("exporters")
+    if found := reusable(output, CALIBRATION_CACHE, parameters=parameters, inputs=inputs, code=code):
+        return Made(found, True)
+    graph = read_onnx(model)
+    amax = ranges.load(range_file, graph=graph_hash(graph)).amax
+    needed = tensors_of_implicit(graph, _placement(graph, keep_float))
+    if missing := [name for name in needed if name not in amax]:
+        raise ArtifactError(
+            f"{range_file} has no range of '{missing[0]}' ({len(missing)} of {len(needed)} tensors that a calibration "
+            "cache needs are missing): observe images with --cache."
+        )
+    text = cache_from_amax({name: amax[name] for name in needed}, version)
+    with writing(output) as temporary:
+        temporary.write_text(text)
+    return Made(seal(output, CALIBRATION_CACHE, parameters=parameters, inputs=inputs, code=code), False)
 
 
 def ranges_of(quantized: Path) -> Path:
@@ -247,9 +319,51 @@ def ranges_of(quantized: Path) -> Path:
     return quantized.with_name(f"{quantized.stem}.ranges.json")
 
 
+def _placement(graph: "onnx.ModelProto", keep_float: tuple[str, ...]) -> Placement:
+    """Where Q/DQ stands; only a localizer has a routing to keep."""
+    ours = "preprocessing" in metadata_of(graph)
+    return placement_from_model(graph, (*KEPT_FLOAT, *keep_float) if ours else keep_float)
+
+
+def _reusable_int8(
+    output: Path, parameters: Mapping[str, object], inputs: Mapping[str, Path], keep_float: tuple[str, ...]
+) -> Made | None:
+    # Without its ranges the model is no whole result.
+    if not ranges_of(output).exists():
+        return None
+    found = reusable(output, ONNX_INT8, parameters=_with_kept(parameters, keep_float), inputs=inputs, code=_int8_code())
+    return Made(found, True) if found else None
+
+
+def _sealed_int8(
+    output: Path,
+    graph: "onnx.ModelProto",
+    done: Quantized,
+    chosen: ranges.Ranges,
+    calibrated: str,
+    parameters: Mapping[str, object],
+    inputs: Mapping[str, Path],
+    keep_float: tuple[str, ...],
+) -> Made:
+    """The range file and the sidecar of a quantized model that stands already."""
+    facts = {**metadata_of(graph), **_facts(done, chosen), "calibration": calibrated}
+    kept = _with_kept(parameters, keep_float)
+    ranges.save(chosen, ranges_of(output))
+    return Made(seal(output, ONNX_INT8, parameters=kept, inputs=inputs, metadata=facts, code=_int8_code()), False)
+
+
+def _with_kept(parameters: Mapping[str, object], keep_float: tuple[str, ...]) -> dict[str, object]:
+    return {**parameters, "keep_float": [*KEPT_FLOAT, *keep_float]}
+
+
+def _int8_code() -> str:
+    return code_version("exporters", "calib/histograms.py", "calib/thresholds.py", "calib/ranges.py")
+
+
 def _facts(done: Quantized, chosen: ranges.Ranges) -> dict[str, object]:
     return {
         "images": chosen.images,
+        "ranges": {name: asdict(found) for name, found in chosen.tensors.items()},
         "quantized": [site.name for site in done.sites],
         "left_float": {left.name: left.reason for left in done.left},
         "zero_activations": list(done.zero_activations),

@@ -120,6 +120,38 @@ def test_every_bad_image_is_named(tmp_path):
     ]
 
 
+def test_a_stream_decodes_one_image_at_a_time(tmp_path):
+    for value in range(3):
+        Image.new("L", (4, 4), value).save(tmp_path / f"{value}.png")
+    decoded = []
+
+    def crop(image):
+        decoded.append(image.getpixel((0, 0))[0])
+        return squashed(image)
+
+    stream = image_set.stream(tmp_path, crop)
+    assert [next(stream)[0, 0, 0], next(stream)[0, 0, 0]] == decoded == [0, 1]
+
+
+def test_a_stream_ends_with_every_bad_image(tmp_path):
+    for name in "ac":
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    for name in "bd":
+        (tmp_path / f"{name}.png").write_text("no image")
+    stream = image_set.stream(tmp_path, squashed)
+    next(stream)
+    with pytest.raises(DataError, match="2 of 4 images cannot be read") as caught:
+        next(stream)
+    assert len(caught.value.problems) == 2
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 20])
+def test_noise_is_the_same_in_any_batches(batch):
+    parts = list(image_set.noise_batches(8, 5, 1, batch))
+    assert np.array_equal(np.concatenate(parts), image_set.noise(8, 5, 1))
+    assert max(map(len, parts)) == min(batch, 8)
+
+
 def test_no_images_and_no_folder(tmp_path):
     with pytest.raises(DataError, match="holds no image"):
         image_set.read(tmp_path, squashed)

@@ -5,6 +5,9 @@ import json
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 from onnx import TensorProto, helper
 
 from calib import ranges
@@ -150,3 +153,34 @@ def test_vendor_errors_are_translated(observer, tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"no protobuf")
     with pytest.raises(BackendError, match=r"cannot load .*broken\.onnx"):
         ranges.collect(tmp_path / "broken.onnx", ["root"], [])
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    images=npst.arrays(np.float32, st.tuples(st.integers(1, 12), st.just(3)), elements=st.floats(0, 2**60, width=32)),
+    random=st.randoms(use_true_random=False),
+    cuts=st.sets(st.integers(1, 11)),
+)
+def test_neither_the_order_of_the_images_nor_their_batches_matter(observer, images, random, cuts):
+    def observed(batches):
+        found = ranges.collect(observer, ["image", "block/doubled", "root"], batches)
+        tensors = ranges.ranges_from_histograms(found, "auto", graph=GRAPH).tensors
+        return found.images, {name: h.counts.tolist() for name, h in found.histograms.items()}, tensors
+
+    shuffled = images[random.sample(range(len(images)), len(images))]
+    parts = np.split(shuffled, sorted(cut for cut in cuts if cut < len(images)))
+    assert observed(parts) == observed([images])
+
+
+def test_a_graph_of_a_fixed_batch_gets_whole_batches(observer):
+    model = onnx.load(observer)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(model, observer)
+    images, parts = batches(1, 4, 2)
+    observed = ranges.collect(observer, ["image", "block/doubled"], parts)
+    assert observed.images == 6  # of 7: the last one fills no batch
+    expected = histogram_of("t", 2 * images[:6])
+    np.testing.assert_array_equal(observed.histograms["block/doubled"].counts, expected.counts)
+    with pytest.raises(DataError, match="fewer than the 2 that a batch"):
+        ranges.collect(observer, ["root"], parts[:1])

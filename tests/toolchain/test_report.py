@@ -264,6 +264,25 @@ def test_a_report_of_almost_nothing(findings, page, tmp_path):
         assert words in shown.text
 
 
+def test_ranges_say_their_method_and_stand_beside_other_calibrations(findings, page):
+    def quantized(parameters, amax):
+        found = {"amax": amax, "method": "mse", "error": 1e-4, "minimum": 0.0, "maximum": 9.0}
+        return replace(
+            findings.artifacts[0], kind="onnx-int8", parameters=parameters, metadata={"ranges": {NASTY: found}}
+        )
+
+    models = (
+        quantized({"limit": None}, 3.0),
+        quantized({"images": "noise"}, 6.0),
+        quantized({"images": "training"}, 2.0),
+    )
+    told = page(replace(findings, artifacts=tuple(models))).text
+    assert "Ranges of 1 tensors: 1 by mse." in told
+    assert "to real images to noise" in told.replace("SNR dB", "")
+    assert f"{NASTY} mse 3 40.0 1.50 0.50" in told
+    assert "– Nothing was quantized." in page(findings).text
+
+
 def test_figures_that_are_not_numbers_are_no_zeros(findings, page):
     nan = float("nan")
     shown = page(replace(findings, arms=(arm("FP32"), arm("INT8", nan, 90.0, OutputError(nan, 1.0, 2.0, 3.0)))))
@@ -305,7 +324,7 @@ def test_headings_stand_in_order(findings, page):
     headings = [t for t in page(findings).tags if t in ("h1", "h2", "h3")]
     assert headings[0] == "h1"
     assert headings.count("h1") == 1
-    assert headings.count("h2") == 6
+    assert headings.count("h2") == 7
 
 
 def test_an_unreadable_inspection_is_refused(findings, tmp_path):

@@ -1,0 +1,167 @@
+"""What observing ranges costs: `int8_onnx` on lctr-small and 512 images against just running those images.
+
+    python benchmarks/ranges.py -o docs/benchmarks/ranges.json
+
+Each side runs in processes of its own, one after the other and in turns, so that its peak memory is its own: peak
+resident memory as Linux counts it for the whole process, imports included. Time is from the float ONNX file on disk to
+the result: the outputs of the last batch on one side, the quantized file, its ranges and its sidecar on the other.
+Batch size, images and ONNX Runtime's threads are the same. Images are noise, made on the fly on both sides.
+
+The backbone is the one of `make finetuned` where that is there, and the head a random one, for it has other classes.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from toolchain.artifacts import machine, versions
+
+FINETUNED = Path(".photos/finetuned.safetensors")
+PRESET, CLASSES = "lctr-small", 1000
+RUN, OBSERVE = "run the images", "observe and quantize"
+MAX_BYTES, MAX_RATIO = 1.5e9, 1.5
+
+
+def main() -> None:
+    """Measure and write the record; exits with 1 where a bound does not hold."""
+    options = _options()
+    if options.side:
+        _side(options)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model.onnx"
+        weights = _export(model, options.backbone)
+        record = {
+            "preset": PRESET,
+            "classes": CLASSES,
+            "weights": weights,
+            "images": options.images,
+            "threads": options.threads,
+            "machine": machine(),
+            "versions": versions(),
+            **_measured(model, options),
+        }
+    text = json.dumps(record, indent=1)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(text + "\n")
+    print(text)
+    if not all(record["holds"].values()):
+        sys.exit(1)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="Cores that a side may use.")
+    parser.add_argument("--method", default="auto")
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--backbone", type=Path, default=FINETUNED, help="Random weights where it is not there.")
+    parser.add_argument("--side", choices=(RUN, OBSERVE), help="One side, once; prints its seconds.")
+    parser.add_argument("--model", type=Path, help="Of that side.")
+    return parser.parse_args()
+
+
+def _export(path: Path, backbone: Path) -> str:
+    """Write the float model; returns what its weights are, in words."""
+    import torch
+
+    from exporters.files import write_onnx
+    from exporters.torch_export import onnx_from_torch
+    from toolchain.card import ModelCard
+    from toolchain.model.checkpoint import load_start
+    from toolchain.model.deployment import DeployedLctr
+    from toolchain.model.lctr import Lctr
+    from toolchain.model.presets import preset_named
+    from toolchain.preprocessing import imagenet
+
+    torch.manual_seed(0)
+    preset = preset_named(PRESET)
+    model = Lctr(preset, CLASSES).eval()
+    weights = "random: there is no fine-tuned localizer"
+    if backbone.exists():
+        weights = f"{load_start(model, (), backbone)} of {backbone.name}, the rest random"
+    print(f"Weights: {weights}.", file=sys.stderr)
+    names = tuple(f"class {k}" for k in range(CLASSES))
+    card = ModelCard(PRESET, names, imagenet(preset.image_size), tau=0.5)
+    write_onnx(onnx_from_torch(DeployedLctr(model), image_size=preset.image_size, metadata=card.to_metadata()), path)
+    return weights
+
+
+def _measured(model: Path, options: argparse.Namespace) -> dict[str, Any]:
+    seconds: dict[str, list[float]] = {RUN: [], OBSERVE: []}
+    peaks: dict[str, list[int]] = {RUN: [], OBSERVE: []}
+    for _ in range(options.rounds):
+        for side in seconds:
+            taken, peak = _in_process(side, model, options)
+            print(f"{side}: {taken:.1f} s, {peak / 2**30:.2f} GiB", file=sys.stderr)
+            seconds[side].append(taken)
+            peaks[side].append(peak)
+    # Neighbours in time are compared: the machine may be slower in another round.
+    ratios = [observe / run for run, observe in zip(seconds[RUN], seconds[OBSERVE], strict=True)]
+    ratio, peak = statistics.median(ratios), max(peaks[OBSERVE])
+    return {
+        "seconds": seconds,
+        "peak_bytes": {side: max(found) for side, found in peaks.items()},
+        "time_ratio": {"value": ratio, "low": min(ratios), "high": max(ratios)},
+        "bounds": {"peak_bytes": MAX_BYTES, "time_ratio": MAX_RATIO},
+        "holds": {"peak_bytes": peak <= MAX_BYTES, "time_ratio": ratio <= MAX_RATIO},
+    }
+
+
+def _in_process(side: str, model: Path, options: argparse.Namespace) -> tuple[float, int]:
+    """Seconds, and the peak resident bytes of the process."""
+    command = [sys.executable, __file__, "--side", side, "--model", str(model), "--images", str(options.images)]
+    command += ["--method", options.method, "--threads", str(options.threads)]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    seconds, peak = json.loads(said)
+    return seconds, peak
+
+
+def _side(options: argparse.Namespace) -> None:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    seconds = {RUN: _run, OBSERVE: _observe}[options.side](options)
+    # Not getrusage: its peak is inherited from the process that started this one.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    print(json.dumps([seconds, peak]))
+
+
+def _run(options: argparse.Namespace) -> float:
+    """Nothing but the images through the model."""
+    import onnxruntime
+
+    from calib.image_set import noise_batches
+    from toolchain.calibration import BATCH
+
+    start = time.monotonic()
+    settings = onnxruntime.SessionOptions()
+    # More threads than cores would slow this side down, and the ratio would flatter ours.
+    settings.intra_op_num_threads = options.threads
+    session = onnxruntime.InferenceSession(str(options.model), settings, providers=["CPUExecutionProvider"])
+    taken = session.get_inputs()[0]
+    for batch in noise_batches(options.images, taken.shape[2], 0, BATCH):
+        session.run(None, {taken.name: batch})
+    return time.monotonic() - start
+
+
+def _observe(options: argparse.Namespace) -> float:
+    from toolchain.calibration import noise
+    from toolchain.stages import int8_onnx
+
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=options.model.parent) as folder:
+        int8_onnx(options.model, noise(options.images, 0), Path(folder) / "model.int8.onnx", method=options.method)
+        return time.monotonic() - start
+
+
+if __name__ == "__main__":
+    main()
