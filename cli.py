@@ -388,6 +388,12 @@ def export(model: Path, precision: str, maps: str, output: Path, as_json: bool) 
 )
 @_method_option
 @click.option("--keep-float", multiple=True, metavar="PATTERN", help="Node names to leave float; may be repeated.")
+@click.option(
+    "--equalize/--no-equalize",
+    default=True,
+    show_default=True,
+    help="Move the spread between an activation's channels into the weights first.",
+)
 @click.option("--mean", nargs=3, type=float, metavar="R G B", help="Of pixels in [0, 1], where MODEL does not say it.")
 @click.option("--std", nargs=3, type=float, metavar="R G B", help="Likewise.")
 @click.option("--image-size", type=int, metavar="PIXELS", help="Likewise, where MODEL takes any.")
@@ -403,6 +409,7 @@ def quantize(
     range_file: Path | None,
     method: str,
     keep_float: tuple[str, ...],
+    equalize: bool,
     mean: tuple[float, float, float] | None,
     std: tuple[float, float, float] | None,
     image_size: int | None,
@@ -417,14 +424,18 @@ def quantize(
     MODEL is any ONNX file with one input of square RGB images. Quantized: every linear layer and convolution. Left
     float, and why, is listed; attention products and CDM's routing always are.
 
-    The ranges stand beside the result in NAME.ranges.json, and --ranges takes them for the same MODEL without images.
-    --cache is for a builder in implicit INT8 mode, which takes MODEL itself; a TensorRT of another version drops it.
+    Linear layers are equalized first, by powers of two that the outputs do not notice, folded into a LayerNorm or
+    applied by a Mul. What was, and how, is listed.
+
+    The ranges stand beside the result in NAME.ranges.json, and --ranges takes them, and the factors of the
+    equalization, for the same MODEL without images. --cache is for a builder in implicit INT8 mode, which takes MODEL
+    itself, so it goes with --no-equalize; a TensorRT of another version drops it.
     """
     target = model.with_suffix(".int8.onnx") if output == Path() else output
     _require_suffix(model, ".onnx")
     _require_suffix(target, ".onnx")
     if range_file:
-        _require_absent("--ranges", "images", "method", "count", "seed", "mean", "std", "image_size")
+        _require_absent("--ranges", "images", "method", "count", "seed", "equalize", "mean", "std", "image_size")
     from exporters.calibration_cache import version_number
     from toolchain import calibration, stages
     from toolchain.range_table import range_words
@@ -441,6 +452,7 @@ def quantize(
                 target,
                 method=method,
                 keep_float=keep_float,
+                equalize=equalize,
                 stated=calibration.Stated(mean, std, image_size),
                 implicit=cache is not None,
                 progress=step("observe ranges"),
@@ -450,9 +462,10 @@ def quantize(
     facts = made.artifact.metadata
     if as_json:
         record = {"path": str(target), "reused": made.reused, "ranges_file": str(stages.ranges_of(target))}
-        kept = _kept(facts, "quantized", "left_float", "images", "ranges")
+        kept = _kept(facts, "equalized", "quantized", "left_float", "images", "ranges")
         _print_json({**record, **({"cache": str(cache)} if cache else {}), **kept})
         return
+    terminal.equalization_table(facts["equalized"])
     terminal.table("left float", ["node", "why"], [[name, reason] for name, reason in facts["left_float"].items()])
     click.echo(f"{len(facts['quantized'])} products quantized on {facts['images']} images.")
     click.echo(f"{range_words(facts['ranges'])} (each in {stages.ranges_of(target)}).")

@@ -6,7 +6,7 @@ batch. A range file names the graph that it belongs to by hash and is refused fo
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from toolchain import artifacts
 from toolchain.errors import ArtifactError, BackendError, DataError, ModelError, UsageError
 from toolchain.progress import Progress, silent
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, SCHEMA_VERSION)
+"""Version 1 knew no equalization, so its files stand for graphs as they were."""
 FLOAT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
 RUNTIME_ERRORS = tuple(
     error for error in vars(runtime_errors).values() if isinstance(error, type) and issubclass(error, Exception)
@@ -73,12 +75,15 @@ class Ranges:
         method: the calibration method that was asked for.
         images: how many images they were observed on.
         tensors: tensor name -> range.
+        exponents: activation -> exponent of two for each channel, by which the graph was equalized before its tensors
+            were observed; empty where it was not.
     """
 
     graph: str
     method: str
     images: int
     tensors: Mapping[str, TensorRange]
+    exponents: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def amax(self) -> dict[str, float]:
@@ -98,46 +103,62 @@ def collect(
     """Run every batch and keep the histograms of `tensors`.
 
     Args:
+        observer: as for `observations`.
+        tensors: likewise.
+        batches: likewise.
+        input_name: likewise.
+        total: images to come, for the progress; 0 where unknown.
+        progress: called after each batch, in images.
+
+    Raises:
+        LctrError: as `observations`.
+        ModelError: a tensor holds NaN or infinity.
+    """
+    histograms: dict[str, Histogram] = {}
+    images = 0
+    for count, values in observations(observer, tensors, batches, input_name=input_name):
+        for name in tuple(values):
+            # Popped: no activation is alive when the next batch runs.
+            seen = histogram_of(name, values.pop(name))
+            histograms[name] = merged(histograms[name], seen) if name in histograms else seen
+        images += count
+        progress(images, max(total, images), f"{len(histograms)} tensors")
+    return Observed(histograms, images)
+
+
+def observations(
+    observer: Path, tensors: Sequence[str], batches: Iterable[NDArray[np.float32]], *, input_name: str = "image"
+) -> Iterator[tuple[int, dict[str, NDArray[np.floating]]]]:
+    """What each batch does to `tensors`; run when it is asked for.
+
+    Args:
         observer: ONNX file with `tensors` among its outputs (the model's input may be watched too).
         tensors: names to watch, at least one.
         batches: (B, ...) arrays, the first axis counts images; consumed once. Where the graph fixes its batch they are
             regrouped, and the images short of a whole batch are left out.
         input_name: the graph input that takes a batch.
-        total: images to come, for the progress; 0 where unknown.
-        progress: called after each batch, in images.
+
+    Yields:
+        how many images the batch holds, and tensor name -> values, each once; the caller's to empty.
 
     Raises:
         BackendError: ONNX Runtime refused the model or a batch.
         DataError: no image came, or fewer than a batch of the graph takes.
-        ModelError: the model has no such input or output, or a tensor holds NaN or infinity.
+        ModelError: the model has no such input or output.
         UsageError: nothing to watch.
     """
     if not tensors:
         raise UsageError(f"No tensor to observe in {observer.name}: the placement is empty; widen it.")
     session, fed = _session(observer, tensors, input_name)
-    watched = dict.fromkeys(tensors)
-    fetched = [name for name in watched if name != input_name]
-    histograms: dict[str, Histogram] = {}
-    images = 0
+    watched = tuple(dict.fromkeys(tensors))
+    came = False
     for batch in regrouped(batches, fed.batch) if fed.batch else batches:
         feed = np.ascontiguousarray(batch, fed.dtype)
-        try:
-            values = dict(zip(fetched, session.run(fetched, {input_name: feed}) if fetched else [], strict=True))
-        except RUNTIME_ERRORS as error:
-            raise BackendError(
-                f"ONNX Runtime failed on a batch of shape {feed.shape} in {observer.name} ({_first_line(error)}): "
-                f"check the shape of input '{input_name}'."
-            ) from error
-        for name in watched:
-            # Popped: no activation is alive when the next batch runs.
-            seen = histogram_of(name, feed if name == input_name else values.pop(name))
-            histograms[name] = merged(histograms[name], seen) if name in histograms else seen
-        images += len(feed)
-        progress(images, max(total, images), f"{len(watched)} tensors")
-    if not images:
+        came = True
+        yield len(feed), _values(session, observer, watched, input_name, feed)
+    if not came:
         short = f" or fewer than the {fed.batch} that a batch of the model takes" if fed.batch > 1 else ""
         raise DataError(f"No calibration image came{short}: name a folder that holds enough.")
-    return Observed(histograms, images)
 
 
 def regrouped(batches: Iterable[NDArray[np.float32]], size: int) -> Iterator[NDArray[np.float32]]:
@@ -154,7 +175,12 @@ def regrouped(batches: Iterable[NDArray[np.float32]], size: int) -> Iterator[NDA
 
 
 def ranges_from_histograms(
-    observed: Observed, method: str, *, graph: str, known: Mapping[str, float] | None = None
+    observed: Observed,
+    method: str,
+    *,
+    graph: str,
+    known: Mapping[str, float] | None = None,
+    exponents: Mapping[str, Sequence[int]] | None = None,
 ) -> Ranges:
     """Choose the range of every tensor.
 
@@ -164,6 +190,7 @@ def ranges_from_histograms(
         graph: hash of the float graph.
         known: tensor -> amax that follows from something else than images, as an input's does from its normalization;
             the method has no say in it.
+        exponents: by which the float graph was equalized before it was observed.
 
     Raises:
         UsageError: no such method.
@@ -172,7 +199,7 @@ def ranges_from_histograms(
     for name, histogram in observed.histograms.items():
         chosen = _given(histogram, known[name]) if known and name in known else threshold_of(histogram, method)
         tensors[name] = TensorRange(chosen.amax, chosen.method, chosen.error, histogram.minimum, histogram.maximum)
-    return Ranges(graph, method, observed.images, tensors)
+    return Ranges(graph, method, observed.images, tensors, exponents or {})
 
 
 def save(ranges: Ranges, path: Path) -> None:
@@ -183,10 +210,11 @@ def save(ranges: Ranges, path: Path) -> None:
     """
     head = {"schema": SCHEMA_VERSION, "graph": ranges.graph, "method": ranges.method, "images": ranges.images}
     # repr of a float is read back to the same bits, so a saved range gives the same engine.
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(asdict(r))}" for name, r in ranges.tensors.items())
+    tensors = {name: asdict(r) for name, r in ranges.tensors.items()}
     fields = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
+    text = f'{{\n{fields} "exponents": {_by_line(ranges.exponents)},\n "tensors": {_by_line(tensors)}\n}}\n'
     with artifacts.writing(path) as temporary:
-        temporary.write_text(f'{{\n{fields} "tensors": {{\n{lines}\n }}\n}}\n')
+        temporary.write_text(text)
 
 
 def load(path: Path, *, graph: str) -> Ranges:
@@ -197,10 +225,11 @@ def load(path: Path, *, graph: str) -> Ranges:
     """
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-        if record.pop("schema") != SCHEMA_VERSION:
+        if record.pop("schema") not in READABLE:
             raise ArtifactError(f"{path} has a schema this version does not know: compute the ranges again.")
         tensors = {name: _tensor_range(**r) for name, r in record.pop("tensors").items()}
-        ranges = Ranges(tensors=tensors, **record)
+        exponents = {name: tuple(map(int, e)) for name, e in record.pop("exponents", {}).items()}
+        ranges = Ranges(tensors=tensors, exponents=exponents, **record)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}): check the path.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -211,6 +240,12 @@ def load(path: Path, *, graph: str) -> Ranges:
             "structure differ, so its ranges do not hold here; compute them again."
         )
     return ranges
+
+
+def _by_line(entries: Mapping[str, object]) -> str:
+    """A JSON object with one entry a line."""
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in entries.items())
+    return f"{{\n{lines}\n }}" if lines else "{}"
 
 
 def _given(histogram: Histogram, amax: float) -> Threshold:
@@ -251,6 +286,25 @@ def _session(observer: Path, tensors: Sequence[str], input_name: str) -> tuple[o
         raise ModelError(f"{observer} has no output '{missing[0]}' to observe: make the observer from the placement.")
     batch = fed.shape[0] if fed.shape and isinstance(fed.shape[0], int) else 0
     return session, _Fed(FLOAT_TYPES[fed.type], batch)
+
+
+def _values(
+    session: onnxruntime.InferenceSession,
+    observer: Path,
+    watched: Sequence[str],
+    input_name: str,
+    feed: NDArray[np.floating],
+) -> dict[str, NDArray[np.floating]]:
+    """One batch through the graph; what is returned is alone in holding the activations."""
+    fetched = [name for name in watched if name != input_name]
+    try:
+        found = dict(zip(fetched, session.run(fetched, {input_name: feed}) if fetched else [], strict=True))
+    except RUNTIME_ERRORS as error:
+        raise BackendError(
+            f"ONNX Runtime failed on a batch of shape {feed.shape} in {observer.name} ({_first_line(error)}): "
+            f"check the shape of input '{input_name}'."
+        ) from error
+    return {name: feed if name == input_name else found[name] for name in watched}
 
 
 def _first_line(error: Exception) -> str:

@@ -205,11 +205,16 @@ def test_ranges_do_not_depend_on_the_batch(deployed: Deployed, tmp_path: Path, m
 
 def test_ranges_carry_over_to_the_same_graph_alone(photographs: Path, tmp_path: Path) -> None:
     model = foreign_cnn(tmp_path / "cnn.onnx")
-    lctr("quantize", model, "--images", photographs, *NORMALIZED, "--method", "mse")
+    options = ("--images", photographs, *NORMALIZED, "--method", "mse", "--json")
+    record = json.loads(lctr("quantize", model, *options).stdout)
     ranges = tmp_path / "cnn.int8.ranges.json"
+    (equalized,) = record["equalized"]
+    assert (equalized["activation"], equalized["how"], equalized["linears"]) == ("flat", "Mul flat/equalize", ["fc"])
+    assert json.loads(ranges.read_text())["exponents"].keys() == {"flat"}
     again = lctr("quantize", model, "--ranges", ranges, "-o", tmp_path / "again.onnx")
     assert again.exit_code == 0, again.output
     assert "2 products quantized on 6 images." in again.stdout
+    assert "Mul flat/equalize" in again.stdout
     assert "Ranges of 2 tensors: 1 by known, 1 by mse" in again.stdout
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "cnn.int8.onnx").read_bytes()
     assert (tmp_path / "again.ranges.json").read_bytes() == ranges.read_bytes()
@@ -223,7 +228,9 @@ def test_ranges_carry_over_to_the_same_graph_alone(photographs: Path, tmp_path: 
 def test_a_calibration_cache_comes_beside(photographs: Path, tmp_path: Path) -> None:
     model, cache = foreign_cnn(tmp_path / "cnn.onnx"), tmp_path / "cnn.cache"
     options = ("--images", photographs, *NORMALIZED, "--cache", cache, "--cache-version", "10.3.0", "--json")
-    record = json.loads(lctr("quantize", model, *options).stdout)
+    assert "--no-equalize" in refused("quantize", model, *options, code=2)
+    record = json.loads(lctr("quantize", model, *options, "--no-equalize").stdout)
+    assert record["equalized"] == []
     head, *lines = cache.read_text().splitlines()
     assert head == "TRT-100300-EntropyCalibration2"
     scales = {name: np.frombuffer(bytes.fromhex(digits), ">f4")[0] for name, digits in (x.split(": ") for x in lines)}
@@ -233,10 +240,13 @@ def test_a_calibration_cache_comes_beside(photographs: Path, tmp_path: Path) -> 
     )
     assert lctr("verify", cache).exit_code == 0
     # Ranges observed without it lack what comes out of the products.
-    lctr("quantize", model, "--images", photographs, *NORMALIZED)
+    lctr("quantize", model, "--images", photographs, *NORMALIZED, "--no-equalize")
     ranges = tmp_path / "cnn.int8.ranges.json"
     told = refused("quantize", model, "--ranges", ranges, "--cache", tmp_path / "no.cache")
     assert "has no range of 'first' (2 of 4 tensors" in told
+    lctr("quantize", model, "--images", photographs, *NORMALIZED)
+    told = refused("quantize", model, "--ranges", ranges, "--cache", tmp_path / "no.cache")
+    assert "holds the ranges of the equalized model" in told
     assert not (tmp_path / "no.cache").exists()
 
 

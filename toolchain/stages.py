@@ -1,6 +1,6 @@
 """The arrows of the design, one function each: an artifact in, an artifact out, skipped where nothing changed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -10,8 +10,10 @@ from torch import nn
 
 from calib import image_set, ranges, synthesis
 from calib import statistics as token_statistics
+from calib.channels import channel_amax
 from exporters import parity
 from exporters.calibration_cache import cache_from_amax, tensors_of_implicit
+from exporters.equalization import Equalized, Exponents, equalizable, equalized_from_float, exponents_of
 from exporters.files import metadata_of, read_onnx, write_onnx
 from exporters.image_input import image_input_of
 from exporters.placement import Placement, placement_from_model
@@ -21,11 +23,12 @@ from toolchain import calibration
 from toolchain.artifacts import Artifact, code_version, reusable, seal, writing
 from toolchain.calibration import CalibrationSource
 from toolchain.data.sources import files_of, open_data
-from toolchain.errors import ArtifactError, chosen
+from toolchain.errors import ArtifactError, UsageError, chosen
 from toolchain.evaluation import batches
 from toolchain.model import checkpoint
 from toolchain.model.deployment import AllMaps, DeployedLctr
 from toolchain.model.lctr import ClassMaps, Lctr, Localized
+from toolchain.preprocessing import Preprocessing
 from toolchain.progress import Progress, Step, silent, unwatched
 
 if TYPE_CHECKING:
@@ -219,6 +222,7 @@ def int8_onnx(
     *,
     method: str = "auto",
     keep_float: tuple[str, ...] = (),
+    equalize: bool = True,
     stated: calibration.Stated = NOTHING_STATED,
     implicit: bool = False,
     progress: Progress = silent,
@@ -231,6 +235,7 @@ def int8_onnx(
         output: ONNX file to write.
         method: how a tensor's range is chosen.
         keep_float: patterns of products to leave float; in a localizer CDM's routing always is.
+        equalize: whether the spread between an activation's channels moves into the weights first.
         stated: how images are prepared, where the model does not say it.
         implicit: whether to observe also what a calibration cache needs.
         progress: in images.
@@ -238,28 +243,39 @@ def int8_onnx(
     Raises:
         LctrError: the model, the images or an option cannot be used.
     """
-    parameters = {**source.parameters, **stated.parameters, "method": method, "implicit": implicit}
+    if implicit and equalize:
+        raise UsageError(
+            "A calibration cache is for the float model as it is, and equalization changes it: give --no-equalize "
+            "beside --cache."
+        )
+    choices = {"method": method, "implicit": implicit, "equalize": equalize}
+    parameters = {**source.parameters, **stated.parameters, **choices}
     inputs = {"model": model, **source.inputs}
     if found := _reusable_int8(output, parameters, inputs, keep_float):
         return found
     graph = read_onnx(model)
     taken = image_input_of(graph)
     window = calibration.window_of(metadata_of(graph), taken, stated, model)
-    placement = _placement(graph, keep_float)
-    watched = tensors_of_implicit(graph, placement) if implicit else placement.activations
     with writing(output) as temporary:
         # In the same room: it goes when the block ends, however that is.
         observer = temporary.with_name("observer.onnx")
-        write_onnx(observer_from_float(graph, watched), observer)
+        exponents = _exponents(graph, observer, source, window, taken.name, progress) if equalize else {}
+        even, equalized = _equalized(graph, exponents)
+        placement = _placement(even, keep_float)
+        watched = tensors_of_implicit(even, placement) if implicit else placement.activations
+        write_onnx(observer_from_float(even, watched), observer)
         observed = ranges.collect(
             observer, watched, source.images(window), input_name=taken.name, total=source.count, progress=progress
         )
         # Calibration images need not reach black and white, real ones do, and every pixel beyond would be clipped.
         known = {taken.name: window.largest}
-        chosen = ranges.ranges_from_histograms(observed, method, graph=graph_hash(graph), known=known)
-        quantized, done = qdq_from_float(graph, placement, chosen.amax)
+        chosen = ranges.ranges_from_histograms(
+            observed, method, graph=graph_hash(graph), known=known, exponents=exponents
+        )
+        quantized, done = qdq_from_float(even, placement, chosen.amax)
         write_onnx(quantized, temporary)
-    return _sealed_int8(output, graph, done, chosen, source.description, parameters, inputs, keep_float)
+    facts = {**_facts(done, chosen, equalized), "calibration": source.description}
+    return _sealed_int8(output, graph, facts, chosen, parameters, inputs, keep_float)
 
 
 def int8_from_ranges(model: Path, range_file: Path, output: Path, *, keep_float: tuple[str, ...] = ()) -> Made:
@@ -276,9 +292,11 @@ def int8_from_ranges(model: Path, range_file: Path, output: Path, *, keep_float:
     graph = read_onnx(model)
     chosen = ranges.load(range_file, graph=graph_hash(graph))
     with writing(output) as temporary:
-        quantized, done = qdq_from_float(graph, _placement(graph, keep_float), chosen.amax)
+        even, equalized = _equalized(graph, chosen.exponents)
+        quantized, done = qdq_from_float(even, _placement(even, keep_float), chosen.amax)
         write_onnx(quantized, temporary)
-    return _sealed_int8(output, graph, done, chosen, f"ranges in {range_file.name}", parameters, inputs, keep_float)
+    facts = {**_facts(done, chosen, equalized), "calibration": f"ranges in {range_file.name}"}
+    return _sealed_int8(output, graph, facts, chosen, parameters, inputs, keep_float)
 
 
 def calibration_cache(
@@ -301,12 +319,18 @@ def calibration_cache(
     if found := reusable(output, CALIBRATION_CACHE, parameters=parameters, inputs=inputs, code=code):
         return Made(found, True)
     graph = read_onnx(model)
-    amax = ranges.load(range_file, graph=graph_hash(graph)).amax
+    known = ranges.load(range_file, graph=graph_hash(graph))
+    if known.exponents:
+        raise ArtifactError(
+            f"{range_file} holds the ranges of the equalized model, and a calibration cache is for the model as it is: "
+            "observe images with --cache and --no-equalize."
+        )
+    amax = known.amax
     needed = tensors_of_implicit(graph, _placement(graph, keep_float))
     if missing := [name for name in needed if name not in amax]:
         raise ArtifactError(
             f"{range_file} has no range of '{missing[0]}' ({len(missing)} of {len(needed)} tensors that a calibration "
-            "cache needs are missing): observe images with --cache."
+            "cache needs are missing): observe images with --cache and --no-equalize."
         )
     text = cache_from_amax({name: amax[name] for name in needed}, version)
     with writing(output) as temporary:
@@ -325,6 +349,29 @@ def _placement(graph: "onnx.ModelProto", keep_float: tuple[str, ...]) -> Placeme
     return placement_from_model(graph, (*KEPT_FLOAT, *keep_float) if ours else keep_float)
 
 
+def _exponents(
+    graph: "onnx.ModelProto",
+    observer: Path,
+    source: CalibrationSource,
+    window: Preprocessing,
+    input_name: str,
+    progress: Progress,
+) -> dict[str, tuple[int, ...]]:
+    """Factors of the activations that gain by them, from the first images; `observer` is written and left."""
+    admitted = {linears.activation: linears for linears in equalizable(graph, _placement(graph, ()).sites)}
+    if not admitted:
+        return {}
+    write_onnx(observer_from_float(graph, [*admitted]), observer)
+    amax = channel_amax(observer, [*admitted], source.images(window), input_name=input_name, progress=progress)
+    found = {name: exponents_of(linears, amax[name]) for name, linears in admitted.items()}
+    return {name: exponents for name, exponents in found.items() if any(exponents)}
+
+
+def _equalized(graph: "onnx.ModelProto", exponents: Exponents) -> "tuple[onnx.ModelProto, tuple[Equalized, ...]]":
+    # Whatever the user keeps float is equalized, too: so ranges hold whether it is kept or not.
+    return equalized_from_float(graph, _placement(graph, ()).sites, exponents)
+
+
 def _reusable_int8(
     output: Path, parameters: Mapping[str, object], inputs: Mapping[str, Path], keep_float: tuple[str, ...]
 ) -> Made | None:
@@ -338,18 +385,17 @@ def _reusable_int8(
 def _sealed_int8(
     output: Path,
     graph: "onnx.ModelProto",
-    done: Quantized,
+    facts: Mapping[str, object],
     chosen: ranges.Ranges,
-    calibrated: str,
     parameters: Mapping[str, object],
     inputs: Mapping[str, Path],
     keep_float: tuple[str, ...],
 ) -> Made:
     """The range file and the sidecar of a quantized model that stands already."""
-    facts = {**metadata_of(graph), **_facts(done, chosen), "calibration": calibrated}
+    told = {**metadata_of(graph), **facts}
     kept = _with_kept(parameters, keep_float)
     ranges.save(chosen, ranges_of(output))
-    return Made(seal(output, ONNX_INT8, parameters=kept, inputs=inputs, metadata=facts, code=_int8_code()), False)
+    return Made(seal(output, ONNX_INT8, parameters=kept, inputs=inputs, metadata=told, code=_int8_code()), False)
 
 
 def _with_kept(parameters: Mapping[str, object], keep_float: tuple[str, ...]) -> dict[str, object]:
@@ -357,13 +403,15 @@ def _with_kept(parameters: Mapping[str, object], keep_float: tuple[str, ...]) ->
 
 
 def _int8_code() -> str:
-    return code_version("exporters", "calib/histograms.py", "calib/thresholds.py", "calib/ranges.py")
+    observing = ("calib/channels.py", "calib/histograms.py", "calib/thresholds.py", "calib/ranges.py")
+    return code_version("exporters", *observing)
 
 
-def _facts(done: Quantized, chosen: ranges.Ranges) -> dict[str, object]:
+def _facts(done: Quantized, chosen: ranges.Ranges, equalized: Sequence[Equalized]) -> dict[str, object]:
     return {
         "images": chosen.images,
         "ranges": {name: asdict(found) for name, found in chosen.tensors.items()},
+        "equalized": [asdict(activation) for activation in equalized],
         "quantized": [site.name for site in done.sites],
         "left_float": {left.name: left.reason for left in done.left},
         "zero_activations": list(done.zero_activations),

@@ -56,6 +56,15 @@ def latency_table(latency: Mapping[str, Any]) -> None:
     table("", [columns[k] for k in used], [[row[k] for k in used] for row in rows])
 
 
+def equalization_table(equalized: Sequence[Mapping[str, Any]]) -> None:
+    """The activations whose channels were evened out: `equalized` in the metadata of a quantized ONNX file."""
+    rows = [
+        [each["activation"], f"2^{each['least']} to 2^{each['largest']}", each["how"], ", ".join(each["linears"])]
+        for each in equalized
+    ]
+    table("equalized", ["activation", "factors", "how", "into the weights of"], rows)
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; nothing where there are no rows."""
     from rich.console import Console

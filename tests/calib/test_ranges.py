@@ -84,6 +84,18 @@ def test_saved_ranges_are_read_back_to_the_bit(observer, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.suffix != ".onnx"] == ["ranges.json"]
 
 
+def test_a_file_without_factors_stands_for_no_equalization(observer, tmp_path):
+    observed = ranges.collect(observer, ["root"], batches(1)[1])
+    chosen = ranges.ranges_from_histograms(observed, "max", graph=GRAPH, exponents={"a/b": (-3, 0, 2), "c": (1,)})
+    ranges.save(chosen, tmp_path / "r.json")
+    assert ranges.load(tmp_path / "r.json", graph=GRAPH) == chosen
+    record = json.loads((tmp_path / "r.json").read_text())
+    del record["exponents"]
+    (tmp_path / "old.json").write_text(json.dumps(record | {"schema": 1}))
+    old = ranges.load(tmp_path / "old.json", graph=GRAPH)
+    assert (old.exponents, old.tensors) == ({}, chosen.tensors)
+
+
 def test_max_method_by_hand(observer):
     image = np.array([[0.5, 1.0, 3.0]], np.float32)
     observed = ranges.collect(observer, ["block/doubled"], [image])

@@ -1,0 +1,62 @@
+"""How large the channels of activations get: what equalization is decided on."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calib.ranges import observations
+from toolchain.errors import ModelError
+from toolchain.progress import Progress, silent
+
+IMAGES = 32
+"""Enough to find the channels that are huge: they are so on every image."""
+
+
+def channel_amax(
+    observer: Path,
+    tensors: Sequence[str],
+    batches: Iterable[NDArray[np.float32]],
+    *,
+    input_name: str = "image",
+    images: int = IMAGES,
+    progress: Progress = silent,
+) -> dict[str, NDArray[np.float64]]:
+    """Largest |x| in each channel, the last axis, of `tensors`.
+
+    Args:
+        observer: as for `calib.ranges.observations`.
+        tensors: likewise.
+        batches: likewise, but no more of them are taken than hold `images`.
+        input_name: likewise.
+        images: to look at, rounded up to whole batches.
+        progress: called after each batch, in images.
+
+    Returns:
+        tensor name -> (C,).
+
+    Raises:
+        LctrError: as `calib.ranges.observations`.
+        ModelError: a tensor holds NaN or infinity.
+    """
+    amax: dict[str, NDArray[np.float64]] = {}
+    seen = 0
+    for count, values in observations(observer, tensors, batches, input_name=input_name):
+        for name in tensors:
+            # Popped: no activation is alive when the next batch runs.
+            largest = _largest(name, values.pop(name))
+            amax[name] = np.maximum(amax[name], largest) if name in amax else largest
+        seen += count
+        progress(seen, max(images, seen), f"channels of {len(tensors)} tensors")
+        if seen >= images:
+            break
+    return amax
+
+
+def _largest(tensor: str, values: NDArray[np.floating]) -> NDArray[np.float64]:
+    rows = values.reshape(-1, values.shape[-1])
+    largest = np.maximum(rows.max(0), -rows.min(0)).astype(np.float64)
+    if not np.isfinite(largest).all():
+        raise ModelError(f"Tensor '{tensor}' holds NaN or infinity: check the model in float32 on the same images.")
+    return largest

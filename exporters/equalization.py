@@ -1,0 +1,256 @@
+"""Equalization: the spread between an activation's channels moves into the weights that read it, before INT8.
+
+One scale serves a whole activation tensor, so a few huge channels leave a handful of levels for all others, while a
+weight has a scale per output channel and bears the spread better. Per input channel j of a linear, x_j is divided and
+row j of the weight multiplied by the same factor (SmoothQuant, Xiao et al. 2022, arXiv:2211.10438, eq. 4):
+
+    s_j = max|x_j|^alpha / max|w_j|^(1 - alpha)
+
+Rules:
+1. Linears alone (MatMul and Gemm sites): their activation's last axis holds the channels. Linears that read one
+   activation share its factors, made from the largest |w_j| of all of them.
+2. A factor is a power of two, so products, sums and with them the float graph's outputs keep their bits, but for
+   overflow and underflow. Factors are normalized to a median of 1, and end where a value would overflow its type.
+3. A channel that is dead (never active, or met by zero weights alone) has factor 1.
+4. A weight stands in an initializer that nobody else reads, or its linears and their activation stay as they are; so
+   does a graph input, whose range is known from its normalization.
+5. Where a LayerNormalization makes the activation and only the linears read it, 1/s goes into new scale and bias
+   initializers: no node is added. Old ones that others read stay.
+6. Elsewhere one Mul by 1/s stands before the linears, and other readers go on reading the tensor as it was.
+7. Factors that are all 1 leave an activation and its linears untouched. Names, metadata, inputs and outputs stay.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from exporters.placement import Constants, Site, name_of
+from toolchain.errors import ModelError
+
+ALPHA = 0.8
+LARGEST_EXPONENT = 10
+"""Of a factor, either way: a channel that is nearly dead needs no more, and in FP16 |w| < 64 stays finite under it."""
+HEADROOM = 3
+"""Doublings that an activation's type keeps above what was observed, where a factor under 1 raises it."""
+
+Exponents = Mapping[str, Sequence[int]]
+"""Activation tensor -> exponent of the factor of each channel, the factor being 2 ** exponent."""
+
+
+@dataclass(frozen=True, eq=False)
+class Linears:
+    """The linears that read one activation.
+
+    Attributes:
+        activation: tensor (..., C).
+        sites: of the linears, at least one.
+        weight_amax: (C,) largest |w| by input channel, over all of them.
+        dtype: of activation and weights.
+    """
+
+    activation: str
+    sites: tuple[Site, ...]
+    weight_amax: NDArray[np.float64]
+    dtype: np.dtype[np.generic]
+
+
+@dataclass(frozen=True)
+class Equalized:
+    """What was done to one activation.
+
+    Attributes:
+        activation: tensor, as the float model names it.
+        how: in words: what the factors were folded into, or the node that applies them.
+        linears: nodes whose weights took the factors.
+        least: exponent of the least factor.
+        largest: exponent of the largest factor.
+    """
+
+    activation: str
+    how: str
+    linears: tuple[str, ...]
+    least: int
+    largest: int
+
+
+def equalizable(model: onnx.ModelProto, sites: Sequence[Site]) -> tuple[Linears, ...]:
+    """What rules 1 and 4 admit, in graph order.
+
+    Args:
+        model: float model, FP32 or FP16.
+        sites: of a placement computed from this very model.
+    """
+    constants, initializers = Constants(model), {i.name for i in model.graph.initializer}
+    inputs, readers = {value.name for value in model.graph.input}, _readers(model)
+    by_activation: dict[str, list[Site]] = {}
+    for site in sites:
+        if site.kind != "Conv" and site.activation not in inputs:
+            by_activation.setdefault(site.activation, []).append(site)
+    found = []
+    for activation, reading in by_activation.items():
+        if all(site.weight in initializers and readers[site.weight] == 1 for site in reading):
+            weights = [np.abs(constants.value(site.weight).astype(np.float64)) for site in reading]
+            spreads = [weight.max(site.axis) for weight, site in zip(weights, reading, strict=True)]
+            dtype = constants.value(reading[0].weight).dtype
+            found.append(Linears(activation, tuple(reading), np.maximum.reduce(spreads), dtype))
+    return tuple(found)
+
+
+def exponents_of(linears: Linears, amax: NDArray[np.floating], alpha: float = ALPHA) -> tuple[int, ...]:
+    """Exponents of the factors, one per channel (rules 2 and 3).
+
+    Args:
+        linears: that read the activation.
+        amax: (C,) largest |x| observed by channel.
+        alpha: how much of the activation's spread goes into the weights, 0 to 1.
+
+    Raises:
+        ModelError: the activation has another number of channels than the weights.
+    """
+    x, w = np.asarray(amax, np.float64), linears.weight_amax
+    if x.shape != w.shape:
+        raise ModelError(
+            f"Tensor '{linears.activation}' has {x.size} channels, its weights {w.size}: check the model's shapes."
+        )
+    alive = (x > 0) & (w > 0)
+    if not alive.any():
+        return (0,) * x.size
+    wanted = np.rint(alpha * np.log2(x[alive]) - (1 - alpha) * np.log2(w[alive]))
+    wanted -= np.rint(np.median(wanted))
+    top = math.log2(float(np.finfo(linears.dtype).max))  # type: ignore[arg-type]
+    least = np.maximum(np.ceil(np.log2(x[alive]) + HEADROOM - top), -LARGEST_EXPONENT)
+    largest = np.minimum(np.floor(top - np.log2(w[alive])), LARGEST_EXPONENT)
+    exponents = np.zeros(x.size, np.int64)
+    exponents[alive] = np.minimum(np.maximum(wanted, least), largest)
+    return tuple(exponents.tolist())
+
+
+def equalized_from_float(
+    model: onnx.ModelProto, sites: Sequence[Site], exponents: Exponents
+) -> tuple[onnx.ModelProto, tuple[Equalized, ...]]:
+    """Rewrite a float graph so that it computes the same from more even activations; the model given is not changed.
+
+    Args:
+        model: float model, FP32 or FP16.
+        sites: of a placement computed from this very model.
+        exponents: of the activations to equalize.
+
+    Returns:
+        the model, and what was done in graph order.
+
+    Raises:
+        ModelError: exponents of a tensor that cannot be equalized, or that has another number of channels.
+    """
+    admitted = {linears.activation: linears for linears in equalizable(model, sites)}
+    for name, given in exponents.items():
+        if name not in admitted or len(given) != admitted[name].weight_amax.size:
+            raise ModelError(f"Tensor '{name}' cannot take its {len(given)} factors here: compute the ranges again.")
+    rewrite = _Rewrite(model)
+    done = [
+        rewrite.equalize(linears, np.array(exponents[name]))
+        for name, linears in admitted.items()
+        if any(exponents.get(name, ()))
+    ]
+    return rewrite.finished(), tuple(done)
+
+
+class _Rewrite:
+    """A copy of the model, equalized one activation after the other."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = onnx.ModelProto()
+        self._model.CopyFrom(model)
+        graph = self._model.graph
+        self._constants, self._readers = Constants(model), _readers(model)
+        self._initializers = {i.name: i for i in graph.initializer}
+        self._nodes = {node.output[0]: node for node in graph.node}
+        self._names = {*self._initializers, *(v.name for v in graph.input), *(o for n in graph.node for o in n.output)}
+        self._muls: dict[str, onnx.NodeProto] = {}
+
+    def equalize(self, linears: Linears, exponents: NDArray[np.int64]) -> Equalized:
+        """Multiply the weights' rows, divide the activation's channels."""
+        for site in linears.sites:
+            weight = self._constants.value(site.weight)
+            # Input channels stand on the axis that the output channels do not.
+            column = exponents.reshape(-1, 1) if site.axis == 1 else exponents
+            scaled = np.ldexp(weight, column).astype(weight.dtype)
+            self._initializers[site.weight].CopyFrom(numpy_helper.from_array(scaled, site.weight))
+        norm = self._foldable(linears)
+        how = self._fold(norm, exponents) if norm is not None else self._multiply(linears, exponents)
+        names = tuple(site.name for site in linears.sites)
+        return Equalized(linears.activation, how, names, int(exponents.min()), int(exponents.max()))
+
+    def finished(self) -> onnx.ModelProto:
+        """The rewritten model, without the initializers that only the unfolded LayerNormalizations read."""
+        graph = self._model.graph
+        nodes: list[onnx.NodeProto] = []
+        for node in graph.node:
+            # Before the first of its readers.
+            nodes += [self._muls.pop(name) for name in node.input if name in self._muls]
+            nodes.append(node)
+        del graph.node[:]
+        graph.node.extend(nodes)
+        after = _readers(self._model)
+        kept = [i for i in graph.initializer if after[i.name] or not self._readers[i.name]]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+        return self._model
+
+    def _foldable(self, linears: Linears) -> onnx.NodeProto | None:
+        """The LayerNormalization that rule 5 admits."""
+        norm = self._nodes.get(linears.activation)
+        if norm is None or norm.op_type != "LayerNormalization" or norm.domain:
+            return None
+        axis = next((a.i for a in norm.attribute if a.name == "axis"), -1)
+        vectors = [name for name in norm.input[1:] if name]
+        channels = linears.weight_amax.shape
+        constant = all(self._constants.has(v) and self._constants.value(v).shape == channels for v in vectors)
+        alone = self._readers[linears.activation] == len(linears.sites)
+        return norm if axis == -1 and constant and alone else None
+
+    def _fold(self, norm: onnx.NodeProto, exponents: NDArray[np.int64]) -> str:
+        for at, role in ((1, "scale"), (2, "bias")):
+            if at < len(norm.input) and norm.input[at]:
+                value = self._constants.value(norm.input[at])
+                divided = np.ldexp(value, -exponents).astype(value.dtype)
+                norm.input[at] = self._constant(f"{norm.output[0]}/equalize/{role}", divided)
+        return f"folded into {name_of(norm)}"
+
+    def _multiply(self, linears: Linears, exponents: NDArray[np.int64]) -> str:
+        name, output = f"{linears.activation}/equalize", f"{linears.activation}/equalized"
+        self._take(output)
+        factor = self._constant(f"{name}/factor", np.ldexp(1.0, -exponents).astype(linears.dtype))
+        self._muls[output] = helper.make_node("Mul", [linears.activation, factor], [output], name)
+        for site in linears.sites:
+            self._nodes[site.output].input[0] = output
+        return f"Mul {name}"
+
+    def _constant(self, name: str, value: NDArray[np.generic]) -> str:
+        self._take(name)
+        self._model.graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+    def _take(self, name: str) -> None:
+        if name in self._names:
+            raise ModelError(f"The model has a tensor named '{name}' already: rename it before quantizing.")
+        self._names.add(name)
+
+
+def _readers(model: onnx.ModelProto) -> Counter[str]:
+    """How often each tensor is read, by nodes at any depth and by the caller."""
+    return Counter([*_read(model.graph), *(value.name for value in model.graph.output)])
+
+
+def _read(graph: onnx.GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _read(inner)
+                yield from (value.name for value in inner.output)
