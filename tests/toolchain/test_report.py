@@ -56,7 +56,9 @@ COMPILED_ENGINE = Inspection(
     (
         ProductReport("/patch/Conv", "Conv", "convolution", "int8", "conv_kernel"),
         ProductReport("/fc1/MatMul", "MatMul", "linear", "int8", "fc_kernel"),
-        ProductReport("/fc2/MatMul", "MatMul", "linear", "fp16", "", Loss("the input has no Q/DQ", "put it there")),
+        ProductReport(
+            "/fc2/MatMul", "MatMul", "linear", "fp16", "", Loss("the input has no Q/DQ", "put it there", "both need it")
+        ),
         ProductReport("/qk/MatMul", "MatMul", "attention", "fp16", "_gemm_mha"),
     ),
     layers=41,
@@ -234,7 +236,7 @@ def test_the_report_says_everything(findings, page):
         "INT8 1 8.00 8.00 8.00 8.00 2.1 125.0 1.25× 1.11 to 1.43 perf_counter, host to host",
         "compiled ahead of time, not run: this machine has no GPU",
         "No real image was read to make them",
-        "the input has no Q/DQ → put it there",
+        "the input has no Q/DQ → put it there (both need it)",
         "IoU 0.01",
         "model.safetensors model aaaaaaaaaaaa 3.0 MiB",
         "0.4 s · ↺ reused",
