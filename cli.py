@@ -440,7 +440,7 @@ def quantize(
     help="Share of what MODEL asks for (INT8, FP16, fused attention) that must be compiled. Default: 1; not held for "
     "onnxruntime, which chooses its kernels when it loads the file.",
 )
-@click.option("--fused-attention", is_flag=True, help="Attention in FP32 asks for a fused kernel, too, and gets none.")
+@click.option("--fused-attention", is_flag=True, help="Refuse attention in FP32, too, which is never fused.")
 @_output_option("Engine to write. Default: MODEL.engine beside the model.", "")
 def build(
     model: Path,
@@ -471,8 +471,9 @@ def build(
     )
     start = time.monotonic()
     with terminal.steps() as step:
-        held = {"min_coverage": min_coverage, "every_attention": fused_attention}
-        _, reused = build(model, backend, target, options, step("build"), **held)
+        _, reused = build(
+            model, backend, target, options, step("build"), min_coverage=min_coverage, every_attention=fused_attention
+        )
     click.echo("Unchanged: reused." if reused else f"Built in {time.monotonic() - start:.1f} s.")
     click.echo(target)
 

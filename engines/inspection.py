@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engines.products import ATTENTION, CONVOLUTION, LINEAR, UNKNOWN
+from engines.products import CONVOLUTION, LINEAR, UNKNOWN
 from toolchain.errors import ArtifactError
 
 COMPILED = "compiled ahead of time, not run on a GPU"
@@ -107,7 +107,7 @@ class Inspection:
     @property
     def attention(self) -> dict[str, tuple[ProductReport, ...]]:
         """Softmax -> the products before and behind it, which one fused kernel could do."""
-        softmaxes = dict.fromkeys(p.softmax for p in self.products if p.kind == ATTENTION)
+        softmaxes = dict.fromkeys(p.softmax for p in self.products if p.softmax)
         return {name: tuple(p for p in self.products if p.softmax == name) for name in softmaxes}
 
     @property

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 HEADING = "Layers:"
 LAYER = re.compile(
     r"Name: (?P<name>.*), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*)\], Constants: \[(?P<constants>.*)\], "
-    r"Outputs: \[(?P<outputs>.*)\], TacticName: (?P<tactic>.*), StreamId: \d+, Metadata: ?(?P<metadata>.*)"
+    r"Outputs: \[(?P<outputs>.*)\], TacticName: (?P<tactic>.*), StreamId: \d+, (EventId: \d+, )?Metadata: ?"
+    r"(?P<metadata>.*)"
 )
 TENSOR = re.compile(
     r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<shape>[-\d,]*)\], Strides: \[[-\d,]*\], StrideOrder: \[[-\d,]*\], "
@@ -26,8 +27,8 @@ COUNTER = re.compile(r"_myl\d+_\d+$")
 ORIGIN, SEPARATOR = "[ONNX Layer: ", "\x1f"
 """How the metadata marks the ONNX nodes of a layer; the separator is ASCII's unit separator, invisible above."""
 
-HOST_LAYER = "shape_call"
-"""Shape arithmetic on the host: no kernel."""
+NO_KERNEL = frozenset({"shape_call", "signal", "wait"})
+"""Shape arithmetic on the host, and streams that wait for one another."""
 TYPES = {"Int8": "int8", "Half": "fp16", "Float": "fp32", "BFloat16": "bf16", "FP8": "fp8"}
 """The listing's data types in our words; one that is missing here keeps its own."""
 
@@ -75,7 +76,7 @@ class LayerDump:
     @property
     def kernels(self) -> tuple[Layer, ...]:
         """The layers that run on the GPU."""
-        return tuple(layer for layer in self.layers if layer.type != HOST_LAYER)
+        return tuple(layer for layer in self.layers if layer.type not in NO_KERNEL)
 
 
 def layer_dump_from_log(log: str) -> LayerDump | None:

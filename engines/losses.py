@@ -1,6 +1,6 @@
 """Why a product is not computed as well as it could be: the rules that TensorRT-RTX showed, and what to do.
 
-Each rule was measured on TensorRT-RTX 1.7.1, and tests/engines/test_planted_losses.py builds a model that breaks it.
+The rules of INT8 and of fusion were measured on TensorRT-RTX 1.7.1: tests/engines builds a model that breaks each.
 """
 
 from collections.abc import Sequence

@@ -208,7 +208,9 @@ def _compiled(name: str, found: Inspection, not_run: str) -> Claim:
     unknown = sum(p.type == "unknown" for p in products)
     what = f"{TITLES.get(found.backend, found.backend)} engine{f' {name}' if name else ''}"
     rest = f" ({unknown} unknown)" if unknown else ""
-    count = f"{int8} of {len(products)} linears and convolutions INT8{rest}"
+    totals = found.totals
+    attention = f", {totals['attention_fused']} of {totals['attention_possible']} attention fused"
+    count = f"{int8} of {len(products)} linears and convolutions INT8{rest}{attention if found.attention else ''}"
     ending = f"; not run: {_clause(not_run)}." if not_run else "."
     return Claim(f"{int8} of {len(products)} INT8", f"{what}: compiled ahead of time, {count}{ending}")
 

@@ -65,6 +65,18 @@ def test_a_name_may_hold_separators() -> None:
     assert dump == LayerDump((Layer(name, "gemm", (Tensor((2, 3), "int8", f"{name}_dq"),), (), (), "t", (name, "x")),))
 
 
+def test_streams_that_wait_for_one_another_are_read_and_are_no_kernels() -> None:
+    nothing = "Inputs: [], Constants: [], Outputs: [], TacticName: "
+    lines = [
+        f"Name: __mye{k}_myl0_{k}, LayerType: {type_}, {nothing}, StreamId: {k}, EventId: 1, Metadata: "
+        for k, type_ in enumerate(("signal", "wait"))
+    ]
+    dump = layer_dump_from_log("\n".join(["Layers:", *lines, "", ""]))
+    assert dump is not None
+    assert [layer.type for layer in dump.layers] == ["signal", "wait"]
+    assert (dump.kernels, dump.unread) == ((), ())
+
+
 def test_a_log_without_listing_is_none_and_an_unreadable_line_is_kept() -> None:
     assert layer_dump_from_log("Name: a, LayerType: gemm") is None
     assert layer_dump_from_log("Layers:\nsomething new\n\n") == LayerDump((), ("something new",))
