@@ -56,7 +56,8 @@ def inspection_from_kernels(backend: str, products: Sequence[Product], kernels: 
 
 def _report(product: Product, kernels: Sequence[Kernel], *, emulated: bool) -> ProductReport:
     ran = [k for k in kernels if _belongs(k, product)]
-    type_, op, loss = UNKNOWN, "", None
+    type_, op = UNKNOWN, ""
+    loss: Loss | None = None
     if len(ran) != 1 or not product.unique:
         why = "several nodes have this name" if ran else "no kernel that ran bears this name"
         loss = Loss(why, "give every node a name of its own and keep it through the export", NAMED)
