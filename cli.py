@@ -467,6 +467,14 @@ def quantize(
 @_target_option
 @click.option("--workspace", type=int, metavar="MIB", help="Scratch memory limit. Default: the builder's own.")
 @click.option("--batch", nargs=3, type=int, default=(1, 8, 32), show_default=True, help="Least, tuned, largest.")
+@click.option(
+    "--min-coverage",
+    type=float,
+    metavar="SHARE",
+    help="Share of what MODEL asks for (INT8, FP16, fused attention) that must be compiled. Default: 1; not held for "
+    "onnxruntime, which chooses its kernels when it loads the file.",
+)
+@click.option("--fused-attention", is_flag=True, help="Refuse attention in FP32, too, which is never fused.")
 @_output_option("Engine to write. Default: MODEL.engine beside the model.", "")
 def build(
     model: Path,
@@ -474,9 +482,15 @@ def build(
     targets: tuple[str, ...],
     workspace: int | None,
     batch: tuple[int, int, int],
+    min_coverage: float | None,
+    fused_attention: bool,
     output: Path,
 ) -> None:
-    """Build an engine of the ONNX file MODEL; needs no GPU."""
+    """Build an engine of the ONNX file MODEL; needs no GPU.
+
+    Where MODEL asks for INT8 or FP16 and the builder did not do it, that is an error with the nodes, the reasons and
+    what to do, and no engine is written.
+    """
     _require_suffix(model, ".onnx")
     from engines.backend import BatchProfile, BuildOptions
     from engines.build import build
@@ -491,7 +505,9 @@ def build(
     )
     start = time.monotonic()
     with terminal.steps() as step:
-        _, reused = build(model, backend, target, options, step("build"))
+        _, reused = build(
+            model, backend, target, options, step("build"), min_coverage=min_coverage, every_attention=fused_attention
+        )
     click.echo("Unchanged: reused." if reused else f"Built in {time.monotonic() - start:.1f} s.")
     click.echo(target)
 
@@ -499,8 +515,9 @@ def build(
 @main.command()
 @click.argument("file", type=PATH)
 @click.option("--losses", is_flag=True, help="List only what has something to gain.")
+@click.option("--nodes", is_flag=True, help="List the kernel of every node, not of products alone; of an engine.")
 @_json_option
-def inspect(file: Path, losses: bool, as_json: bool) -> None:
+def inspect(file: Path, losses: bool, nodes: bool, as_json: bool) -> None:
     """Show how every linear layer, convolution and attention product of FILE is computed, by ONNX node.
 
     FILE is an engine, or an ONNX file as ONNX Runtime runs it here.
@@ -513,13 +530,11 @@ def inspect(file: Path, losses: bool, as_json: bool) -> None:
     if as_json:
         _print_json(found.as_dict())
         return
-    shown = found.losses if losses else found.products
-    rows = [[p.name, p.kind, p.type, f"{p.loss.reason}: {p.loss.fix}" if p.loss else ""] for p in shown]
-    terminal.table(f"{file} ({found.backend}; {found.evidence})", ["ONNX node", "kind", "type", "what is lost"], rows)
-    for kind, types in found.counts.items():
-        total = sum(types.values())
-        click.echo(f"{kind}: {', '.join(f'{n} of {total} {type_}' for type_, n in types.items())}")
-    click.echo(f"fused attention kernels: {found.fused_attention}")
+    if nodes:
+        terminal.nodes_table(found)
+    terminal.inspection_table(str(file), found, losses_only=losses)
+    for line in terminal.inspection_totals(found):
+        click.echo(line)
 
 
 @main.command()

@@ -6,6 +6,7 @@ What draws is imported when there is something to draw: help is asked for more o
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from toolchain.progress import Progress, Step, unwatched
 
 if TYPE_CHECKING:
+    from engines.inspection import Inspection
     from toolchain.evaluation import Evaluation, OutputError
     from toolchain.scores import Scores
 
@@ -54,6 +56,41 @@ def latency_table(latency: Mapping[str, Any]) -> None:
     columns = ["batch", "file", "median ms", "p95", "p99", "images/s", f"time / {latency['baseline']}", "problems"]
     used = [k for k in range(len(columns)) if k < 7 or any(row[k] for row in rows)]
     table("", [columns[k] for k in used], [[row[k] for k in used] for row in rows])
+
+
+def inspection_table(name: str, found: Inspection, *, losses_only: bool = False) -> None:
+    """What every product was compiled to, then each loss with its rule and what to do."""
+    shown = found.losses if losses_only else found.products
+    columns = ["ONNX node", "kind", "asked", "type", "kernel", "what is lost"]
+    rows = [[p.name, p.kind, p.asked, p.type, p.kernel, p.loss.reason if p.loss else ""] for p in shown]
+    table(f"{name} ({found.backend}; {found.evidence})", columns, rows)
+    lost = Counter(p.loss for p in found.losses if p.loss)
+    columns = ["what is lost", "nodes", "rule", "what to do"]
+    table("", columns, [[loss.reason, str(n), loss.rule, loss.fix] for loss, n in lost.items()])
+
+
+def nodes_table(found: Inspection) -> None:
+    """The compiled layers of every ONNX node."""
+    columns = ["ONNX node", "operator", "compiled layers that name it", "which write"]
+    table("", columns, [[n.name, n.op, ", ".join(n.kernels), ", ".join(n.types)] for n in found.nodes])
+
+
+def inspection_totals(found: Inspection) -> list[str]:
+    """A line for each total, and one for each that is not known."""
+    lines = []
+    for kind, types in found.counts.items():
+        total = sum(types.values())
+        lines.append(f"{kind}: {', '.join(f'{n} of {total} {type_}' for type_, n in types.items())}")
+    totals = found.totals
+    lines.append(f"INT8: {totals['int8']} of {totals['int8_possible']} possible, {totals['int8_asked']} asked for")
+    lines.append(f"attention fused: {totals['attention_fused']} of {totals['attention_possible']} possible")
+    lines.append(f"layers: {found.layers}, fused attention kernels: {found.fused_attention}")
+    if found.weight_bytes is not None:
+        parts = ", ".join(f"{count:,} in {type_}" for type_, count in sorted(found.weight_bytes.items()))
+        lines.append(f"weight bytes: {totals['weight_bytes']:,} ({parts})")
+    if found.activation_bytes is not None:
+        lines.append(f"activation bytes written: {found.activation_bytes:,}")
+    return [*lines, *(f"not known: {reason}" for reason in found.untold)]
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
