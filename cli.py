@@ -26,6 +26,8 @@ TRAINING_STACK = {
 }
 """What a base install does not have."""
 PATH = click.Path(path_type=Path)
+PLACED = ("quantized", "left_float", "gathers", "zero_activations", "zero_channels", "widened_channels")
+"""What `quantize` reports by name."""
 _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
@@ -352,24 +354,42 @@ def synthesize(
     metavar="NAME",
     help="top1: the predicted class's map; all: every class's.",
 )
+@click.option("--images", type=PATH, metavar="DIR", help="With fp16: look for overflow and subnormals on these images.")
+@click.option("--count", type=int, help="Take so many images. Default: all.")
 @_output_option("ONNX file to write.", "model.onnx")
 @_json_option
-def export(model: Path, precision: str, maps: str, output: Path, as_json: bool) -> None:
+def export(
+    model: Path, precision: str, maps: str, images: Path | None, count: int | None, output: Path, as_json: bool
+) -> None:
     """Export MODEL to ONNX with a dynamic batch, and compare every output with torch.
 
     The graph is the one for deployment: no class maps but the predicted class's, and attention that compilers can fuse.
-    Input and outputs are float32 whatever the precision.
+    Input and outputs are float32 whatever the precision. Weights that fp16 cannot hold are reported, and on --images
+    what each node computes; an overflow is an error.
     """
     _require_suffix(output, ".onnx")
+    from toolchain import calibration
     from toolchain.stages import float_onnx
 
+    source = calibration.folder(images, count) if images else None
     with terminal.steps() as step:
-        step("export and compare")
-        made = float_onnx(model, output, precision=precision, maps=maps)
-    parity = made.artifact.metadata["parity"]
+        progress = step("export and compare")
+        made = float_onnx(model, output, precision=precision, maps=maps, source=source, progress=progress)
+    facts = made.artifact.metadata
+    parity = facts["parity"]
     if as_json:
-        _print_json({"path": str(output), "reused": made.reused, "parity": parity})
+        shown = _kept(facts, "parity", *{"float16"} & {*facts})
+        _print_json({"path": str(output), "reused": made.reused, **shown})
         return
+    if "float16" in facts:
+        half = facts["float16"]
+        terminal.float16_table(half)
+        seen = (
+            f"{len(half['activations'])} nodes on {half['images']} images"
+            if half["images"]
+            else "no image was looked at"
+        )
+        click.echo(f"FP16 without overflow: {len(half['weights'])} weights, {seen}.")
     worst = max(parity["deviations"], key=lambda d: float(d["error"]))
     click.echo(
         f"Worst output '{worst['output']}' at batch {worst['batch']}: {worst['error']:.1e} of its largest value "
@@ -384,6 +404,7 @@ def export(model: Path, precision: str, maps: str, output: Path, as_json: bool) 
 @click.option("--count", type=int, help="Take so many images. Default: all of a folder, 128 of noise.")
 @_method_option
 @click.option("--keep-float", multiple=True, metavar="PATTERN", help="Node names to leave float; may be repeated.")
+@click.option("--attention", default="none", show_default=True, metavar="NAME", help="Attention in INT8: none or all.")
 @_seed_option
 @_output_option("ONNX file to write. Default: MODEL.int8.onnx beside the model.", "")
 @_json_option
@@ -393,14 +414,16 @@ def quantize(
     count: int | None,
     method: str,
     keep_float: tuple[str, ...],
+    attention: str,
     seed: int,
     output: Path,
     as_json: bool,
 ) -> None:
     """Insert explicit INT8 Q/DQ into the ONNX file MODEL, with ranges observed on calibration images.
 
-    Quantized: every linear layer and convolution. Left float, and why, is listed; attention products and CDM's routing
-    always are. The ranges stand beside the result in NAME.ranges.json.
+    Quantized: every linear layer and convolution. Left float, and why, is listed; CDM's routing always is, attention
+    products unless --attention all quantizes the four operands of each. The ranges stand beside the result in
+    NAME.ranges.json.
     """
     target = model.with_suffix(".int8.onnx") if output == Path() else output
     _require_suffix(model, ".onnx")
@@ -416,13 +439,14 @@ def quantize(
             target,
             method=method,
             keep_float=(*KEPT_FLOAT, *keep_float),
+            attention=attention,
             progress=step("observe ranges"),
         )
     facts = made.artifact.metadata
     if as_json:
-        _print_json({"path": str(target), "reused": made.reused, **_kept(facts, "quantized", "left_float", "images")})
+        _print_json({"path": str(target), "reused": made.reused, **_kept(facts, "images", *PLACED)})
         return
-    terminal.table("left float", ["node", "why"], [[name, reason] for name, reason in facts["left_float"].items()])
+    terminal.placement_tables(facts)
     click.echo(f"{len(facts['quantized'])} products quantized on {facts['images']} images.")
     _say_made(made)
 

@@ -12,15 +12,16 @@ from calib import image_set, ranges, synthesis
 from calib import statistics as token_statistics
 from exporters import parity
 from exporters.files import metadata_of, read_onnx, write_onnx
-from exporters.placement import placement_from_model
+from exporters.placement import casts_of, placement_from_model
 from exporters.qdq import Quantized, graph_hash, observer_from_float, qdq_from_float
 from exporters.torch_export import INPUT, onnx_from_torch
 from toolchain.artifacts import Artifact, code_version, reusable, seal, writing
 from toolchain.calibration import CalibrationSource
 from toolchain.card import card_from_metadata
 from toolchain.data.sources import files_of, open_data
-from toolchain.errors import chosen
+from toolchain.errors import UsageError, chosen
 from toolchain.evaluation import batches
+from toolchain.half_precision import float16_from_weights, with_activations
 from toolchain.model import checkpoint
 from toolchain.model.deployment import AllMaps, DeployedLctr
 from toolchain.model.lctr import ClassMaps, Lctr, Localized
@@ -172,7 +173,15 @@ def _class_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return localizer.classify(localizer.cues(images)).logits
 
 
-def float_onnx(model: Path, output: Path, *, precision: str = "fp32", maps: str = "top1") -> Made:
+def float_onnx(
+    model: Path,
+    output: Path,
+    *,
+    precision: str = "fp32",
+    maps: str = "top1",
+    source: CalibrationSource | None = None,
+    progress: Progress = silent,
+) -> Made:
     """The localizer as ONNX in its deployed form, compared with the plain model before it gets its name.
 
     Args:
@@ -180,15 +189,22 @@ def float_onnx(model: Path, output: Path, *, precision: str = "fp32", maps: str 
         output: ONNX file to write.
         precision: `fp32` or `fp16`; inputs and outputs are float32 in both.
         maps: `top1` for the predicted class's fused map, `all` for every class's map and RPAM's.
+        source: images on which to look for what FP16 cannot hold of the activations; of the weights is always looked.
+        progress: of the images.
 
     Raises:
-        UsageError: another precision, or other maps.
-        ArtifactError, ModelError: the checkpoint cannot be used.
+        UsageError: another precision, other maps, or images where nothing is in FP16.
+        ArtifactError, ModelError: the checkpoint cannot be used, or FP16 cannot hold it.
         ParityError: the graph deviates from the plain model by more than the precision's tolerance.
     """
     dtype, names = chosen("--precision", precision, PRECISIONS), chosen("--maps", maps, MAPS)
-    parameters, inputs = {"precision": precision, "maps": maps}, {"model": model}
-    code = code_version("exporters", "toolchain/model")
+    if source and precision != "fp16":
+        raise UsageError(f"Images show what FP16 cannot hold, and --precision is {precision}: leave --images out.")
+    parameters: dict[str, object] = {"precision": precision, "maps": maps}
+    inputs = {"model": model}
+    if source:
+        parameters, inputs = parameters | {"source": source.parameters}, inputs | dict(source.inputs)
+    code = code_version("exporters", "toolchain/model", "toolchain/half_precision.py", "calib/float16.py")
     found = reusable(output, ONNX, parameters=parameters, inputs=inputs, code=code)
     if found:
         return Made(found, True)
@@ -196,13 +212,24 @@ def float_onnx(model: Path, output: Path, *, precision: str = "fp32", maps: str 
     metadata = card.to_metadata()
     size = card.preprocessing.image_size
     every = maps == "all"
-    deployed = DeployedLctr(network, all_maps=every, precision=dtype)
+
+    def export(as_type: torch.dtype, path: Path) -> None:
+        deployed = DeployedLctr(network, all_maps=every, precision=as_type)
+        write_onnx(onnx_from_torch(deployed, image_size=size, metadata=metadata, output_names=names), path)
+
+    half = float16_from_weights(network) if precision == "fp16" else None
     with writing(output) as temporary:
-        write_onnx(onnx_from_torch(deployed, image_size=size, metadata=metadata, output_names=names), temporary)
+        export(dtype, temporary)
+        if half and source:
+            # In the same room, as what is observed there: both go when the block ends.
+            single = temporary.with_name("float32.onnx")
+            export(torch.float32, single)
+            images = source.images(card.preprocessing)
+            half = with_activations(half, single, temporary, images, total=source.count, progress=progress)
         held = parity.compare(
             AllMaps(network) if every else network, temporary, image_size=size, tolerance=TOLERANCES[precision]
         )
-    facts = {**metadata, "parity": held.as_dict()}
+    facts = {**metadata, "parity": held.as_dict()} | ({"float16": half.as_dict()} if half else {})
     return Made(seal(output, ONNX, parameters=parameters, inputs=inputs, metadata=facts, code=code), False)
 
 
@@ -213,10 +240,11 @@ def int8_onnx(
     *,
     method: str = "auto",
     keep_float: tuple[str, ...] = KEPT_FLOAT,
+    attention: str = "none",
     progress: Progress = silent,
 ) -> Made:
     """Explicit Q/DQ with ranges observed on `source`; the ranges themselves stand beside, in `STEM.ranges.json`."""
-    parameters = {**source.parameters, "method": method, "keep_float": list(keep_float)}
+    parameters = {**source.parameters, "method": method, "keep_float": list(keep_float), "attention": attention}
     inputs = {"model": model, **source.inputs}
     code = code_version("exporters", "calib/histograms.py", "calib/thresholds.py", "calib/ranges.py")
     found = reusable(output, ONNX_INT8, parameters=parameters, inputs=inputs, code=code)
@@ -226,14 +254,15 @@ def int8_onnx(
     metadata = metadata_of(graph)
     window = card_from_metadata(metadata, str(model)).preprocessing
     images = source.images(window)
-    placement = placement_from_model(graph, keep_float)
+    placement = placement_from_model(graph, keep_float, attention)
     with writing(output) as temporary:
         # In the same room: it goes when the block ends, however that is.
         observer = temporary.with_name("observer.onnx")
         write_onnx(observer_from_float(graph, placement.activations), observer)
         observed = ranges.collect(observer, placement.activations, images, total=source.count, progress=progress)
         # Calibration images need not reach black and white, real ones do, and every pixel beyond would be clipped.
-        known = {INPUT: window.largest}
+        # A float16 graph casts its input, and the patch embedding reads what was cast.
+        known = dict.fromkeys(casts_of(graph, INPUT), window.largest)
         chosen = ranges.ranges_from_histograms(observed, method, graph=graph_hash(graph), known=known)
         quantized, done = qdq_from_float(graph, placement, chosen.amax)
         write_onnx(quantized, temporary)
@@ -250,9 +279,10 @@ def ranges_of(quantized: Path) -> Path:
 def _facts(done: Quantized, chosen: ranges.Ranges) -> dict[str, object]:
     return {
         "images": chosen.images,
-        "quantized": [site.name for site in done.sites],
+        "quantized": list(done.names),
         "left_float": {left.name: left.reason for left in done.left},
         "zero_activations": list(done.zero_activations),
         "zero_channels": dict(done.zero_channels),
         "widened_channels": dict(done.widened_channels),
+        "gathers": list(done.gathers),
     }

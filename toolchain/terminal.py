@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from toolchain.scores import Scores
 
 
+NOTABLE_SHARE = 0.01
+"""Of a tensor's values that float16 holds as subnormals: fewer are in every tensor around 0, and nobody's loss."""
+NOTABLE_MAGNITUDE = 65504 / 8
+"""From here on a factor of 8 on other images overflows float16."""
+
+
 def accuracy_table(rows: Sequence[tuple[str, Evaluation, OutputError | None]]) -> None:
     """Accuracy by name, and where it is known the distance from the reference's outputs."""
     plain = ["", "protocol", "images", "Top-1", "GT-Known Loc", "Top-1 Loc"]
@@ -54,6 +60,26 @@ def latency_table(latency: Mapping[str, Any]) -> None:
     columns = ["batch", "file", "median ms", "p95", "p99", "images/s", f"time / {latency['baseline']}", "problems"]
     used = [k for k in range(len(columns)) if k < 7 or any(row[k] for row in rows)]
     table("", [columns[k] for k in used], [[row[k] for k in used] for row in rows])
+
+
+def placement_tables(facts: Mapping[str, Any]) -> None:
+    """What Q/DQ insertion changed and what it left, by name: the metadata of a quantized ONNX file."""
+    gathers = dict.fromkeys(facts["gathers"], "reads the int8 levels of a quantized weight")
+    zeros = dict.fromkeys(facts["zero_activations"], "was 0 on every image: whatever else comes is clipped")
+    empty = {name: f"all-zero output channels: {count}" for name, count in facts["zero_channels"].items()}
+    widened = {name: f"scales widened for the bias: {count}" for name, count in facts["widened_channels"].items()}
+    changed = {**dict.fromkeys(facts["quantized"], "int8 x int8"), **gathers, **zeros, **empty, **widened}
+    table("quantized", ["node", "how"], [[name, how] for name, how in changed.items()])
+    table("left float", ["node", "why"], [[name, reason] for name, reason in facts["left_float"].items()])
+
+
+def float16_table(found: Mapping[str, Any]) -> None:
+    """`Float16.as_dict`: what float16 holds badly."""
+    columns = ["", "largest", "under 2^-14", "under 2^-24"]
+    for title, held in (("weights", found["weights"]), (f"nodes, on {found['images']} images", found["activations"])):
+        notable = [h for h in held if h["subnormal"] >= NOTABLE_SHARE or h["amax"] >= NOTABLE_MAGNITUDE]
+        rows = [[h["name"], f"{h['amax']:.3g}", f"{h['subnormal']:.1%}", f"{h['vanishing']:.1%}"] for h in notable]
+        table(f"FP16: {len(notable)} of {len(held)} {title}", columns, rows)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
