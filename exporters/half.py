@@ -22,12 +22,10 @@ class HalfValue:
 
     Attributes:
         node: name in the float16 graph.
-        operator: of the node.
         tensor: the same numbers in the float32 graph.
     """
 
     node: str
-    operator: str
     tensor: str
 
 
@@ -61,7 +59,7 @@ def half_values(single: onnx.ModelProto, half: onnx.ModelProto) -> tuple[HalfVal
         return str(paired[maker.name].output[list(maker.output).index(tensor)])
 
     return tuple(
-        HalfValue(node.name, node.op_type, in_single(output))
+        HalfValue(node.name, in_single(output))
         for node in half.graph.node
         if node.op_type not in MOVES
         for output in node.output

@@ -172,8 +172,9 @@ def placement_from_model(model: onnx.ModelProto, keep_float: Sequence[str] = (),
         UsageError: a pattern matches no product, or another `attention`.
     """
     constants = Constants(model)
-    whole = _attention_sites(model, constants, keep_float) if chosen("--attention", attention, ATTENTION) else ()
-    in_attention = {output for site in whole for output in site.outputs}
+    whole = chosen("--attention", attention, ATTENTION)
+    attention_sites = _attention_sites(model, constants, keep_float) if whole else ()
+    in_attention = {output for site in attention_sites for output in site.outputs}
     unmatched = dict.fromkeys(keep_float)
     sites: list[Site] = []
     left: list[Left] = []
@@ -193,7 +194,7 @@ def placement_from_model(model: onnx.ModelProto, keep_float: Sequence[str] = (),
             f"The keep-float pattern '{next(iter(unmatched))}' matches no linear or convolution of the model: "
             "correct it or leave it out."
         )
-    return Placement(tuple(sites), tuple(left), whole)
+    return Placement(tuple(sites), tuple(left), attention_sites)
 
 
 def casts_of(model: onnx.ModelProto, tensor: str) -> tuple[str, ...]:
@@ -271,6 +272,8 @@ def _reason_to_leave(
     if not second:
         if first:
             return "the constant is the first operand, not the second (rule 5)"
+        if node.op_type == "MatMul" and in_attention:
+            return "product of two activations outside the attention that is quantized whole (rule 4)"
         if node.op_type == "MatMul":
             return "product of two activations: attention products, all or none, here none (rule 4)"
         return f"the weight '{node.input[1]}' is not constant (rule 6)"
