@@ -384,11 +384,7 @@ def export(
     if "float16" in facts:
         half = facts["float16"]
         terminal.float16_table(half)
-        seen = (
-            f"{len(half['activations'])} nodes on {half['images']} images"
-            if half["images"]
-            else "no image was looked at"
-        )
+        seen = f"{len(half['activations'])} nodes on {half['images']} images" if half["images"] else "no image seen"
         click.echo(f"FP16 without overflow: {len(half['weights'])} weights, {seen}.")
     worst = max(parity["deviations"], key=lambda d: float(d["error"]))
     click.echo(

@@ -64,12 +64,12 @@ def latency_table(latency: Mapping[str, Any]) -> None:
 
 def placement_tables(facts: Mapping[str, Any]) -> None:
     """What Q/DQ insertion changed and what it left, by name: the metadata of a quantized ONNX file."""
-    gathers = dict.fromkeys(facts["gathers"], "reads the int8 levels of a quantized weight")
-    zeros = dict.fromkeys(facts["zero_activations"], "was 0 on every image: whatever else comes is clipped")
-    empty = {name: f"all-zero output channels: {count}" for name, count in facts["zero_channels"].items()}
-    widened = {name: f"scales widened for the bias: {count}" for name, count in facts["widened_channels"].items()}
-    changed = {**dict.fromkeys(facts["quantized"], "int8 x int8"), **gathers, **zeros, **empty, **widened}
-    table("quantized", ["node", "how"], [[name, how] for name, how in changed.items()])
+    changed = [[name, "int8 x int8"] for name in facts["quantized"]]
+    changed += [[name, "reads the int8 levels of a quantized weight"] for name in facts["gathers"]]
+    changed += [[name, "was 0 on every image: whatever else comes is clipped"] for name in facts["zero_activations"]]
+    changed += [[name, f"output channels of zeros: {count}"] for name, count in facts["zero_channels"].items()]
+    changed += [[name, f"scales widened for the bias: {count}"] for name, count in facts["widened_channels"].items()]
+    table("quantized", ["node or tensor", "how"], changed)
     table("left float", ["node", "why"], [[name, reason] for name, reason in facts["left_float"].items()])
 
 
