@@ -2,7 +2,10 @@
 
 import json
 import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +18,7 @@ from engines.registry import open_engine
 from exporters.files import read_onnx, write_onnx
 from exporters.torch_export import onnx_from_torch
 from toolchain.card import ModelCard
+from toolchain.half_precision import Float16, Held, with_activations
 from toolchain.model import checkpoint, presets
 from toolchain.model.deployment import DeployedLctr, Rpam
 from toolchain.model.lctr import Lctr
@@ -25,104 +29,141 @@ SMALL = Preset("test", image_size=32, patch_size=8, dim=32, depth=2, heads=2)
 WINDOW = Preprocessing(32, None, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
-@pytest.fixture
-def write_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(presets.PRESETS, SMALL.name, SMALL)
-
-    def write(change=lambda model: None) -> Path:
-        torch.manual_seed(0)
-        model = Lctr(SMALL, 3)
-        with torch.no_grad():
-            change(model)
-        checkpoint.save(model, ModelCard(SMALL.name, ("a", "b", "c"), WINDOW, 0.1), tmp_path / "model.safetensors")
-        return tmp_path / "model.safetensors"
-
-    return write
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    (tmp_path / "images").mkdir()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where `images` holds three pictures, and the preset of the models is known."""
+    root = tmp_path_factory.mktemp("half")
+    (root / "images").mkdir()
     rng = np.random.default_rng(0)
     for k in range(3):
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "images" / f"{k}.png")
-    return tmp_path / "images"
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(root / "images" / f"{k}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(presets.PRESETS, SMALL.name, SMALL)
+        yield root
 
 
-def exported(model: Path, *options: object) -> dict:
-    told = lctr("export", model, "--precision", "fp16", *options, "-o", model.with_name("half.onnx"), "--json")
+def write_model(path: Path, change: Callable[[Lctr], object]) -> Path:
+    torch.manual_seed(0)
+    model = Lctr(SMALL, 3)
+    with torch.no_grad():
+        change(model)
+    checkpoint.save(model, ModelCard(SMALL.name, ("a", "b", "c"), WINDOW, 0.1), path)
+    return path
+
+
+def plant_small_weights(model: Lctr) -> None:
+    model.patch_embed.proj.bias.fill_(2.0**-15)
+    model.norm.weight[:8] = 2.0**-16
+    model.norm.weight[8:12] = 2.0**-26
+
+
+@dataclass(frozen=True)
+class Exported:
+    arguments: tuple[object, ...]
+    half: Path
+    found: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path) -> Exported:
+    """One export in FP16, looked at on the three images."""
+    model = write_model(folder / "model.safetensors", plant_small_weights)
+    arguments = ("export", model, "--precision", "fp16", "--images", folder / "images", "-o", folder / "half.onnx")
+    told = lctr(*arguments, "--json")
     assert told.exit_code == 0, told.output
-    return json.loads(told.stdout)["float16"]
+    return Exported(arguments, folder / "half.onnx", json.loads(told.stdout)["float16"])
 
 
-def test_each_node_is_reported_on_the_images(write_model, images: Path):
-    found = exported(write_model(), "--images", images)
-    nodes = {held["name"]: held for held in found["activations"]}
-    assert found["images"] == 3
+def test_each_node_is_reported_on_the_images(exported: Exported):
+    nodes = {held["name"]: held for held in exported.found["activations"]}
+    assert exported.found["images"] == 3
     # Pixels of 0 to 1, normalized with mean 1/2 and deviation 1/4: the cast of the image reaches 2.
     assert nodes["Cast"]["amax"] == pytest.approx(2, abs=0.05)
-    # Probabilities are at most 1; the mean of RPAM's relations is in float32 and not reported.
     assert 0 < nodes["blocks.0/Softmax"]["amax"] <= 1
     assert {"blocks.1.mlp.fc2/MatMul", "conv3x3/Conv", "head.kernels/Gemm"} <= nodes.keys()
+    # In float32, or only moved.
     assert {"rpam/Div", "Mul_1", "blocks.0/Reshape"}.isdisjoint(nodes)
-    in_file = {n.name for n in read_onnx(images.parent / "half.onnx").graph.node}
-    assert nodes.keys() <= in_file
+    assert nodes.keys() <= {node.name for node in read_onnx(exported.half).graph.node}
 
 
-def test_one_image_at_a_time_is_all_images_together(write_model, images: Path):
-    model = write_model()
-    alone = [
-        {held["name"]: held["amax"] for held in exported(model, "--images", images, "--count", n)["activations"]}
-        for n in (1, 3)
-    ]
-    assert all(alone[0][name] <= alone[1][name] for name in alone[0])
-    assert alone[0] != alone[1]
-
-
-def test_without_images_the_weights_are_reported(write_model):
-    def change(model: Lctr) -> None:
-        model.norm.weight[:8] = 2.0**-16
-        model.norm.weight[8:12] = 2.0**-26
-
-    found = exported(write_model(change))
-    weights = {held["name"]: held for held in found["weights"]}
-    assert (found["images"], found["activations"]) == (0, [])
+def test_each_weight_is_reported(exported: Exported):
+    weights = {held["name"]: held for held in exported.found["weights"]}
     assert weights["norm.weight"] == {"name": "norm.weight", "amax": 1, "subnormal": 12 / 32, "vanishing": 4 / 32}
     assert weights.keys() == {name for name, _ in Lctr(SMALL, 3).named_parameters()}
 
 
-def test_the_table_names_what_is_held_badly(write_model, images: Path):
-    model = write_model(lambda model: model.patch_embed.proj.bias.fill_(2.0**-15))
-    told = lctr("export", model, "--precision", "fp16", "--images", images, "-o", model.with_name("half.onnx"))
+def test_the_table_names_what_is_held_badly(exported: Exported):
+    told = lctr(*exported.arguments)
     assert told.exit_code == 0, told.output
     line = next(line for line in told.stdout.splitlines() if line.startswith("patch_embed.proj.bias"))
     assert line.split() == ["patch_embed.proj.bias", "3.05e-05", "100.0%", "0.0%"]
-    assert "FP16 without overflow: " in told.stdout
-    assert "nodes on 3 images." in told.stdout
+    assert re.search(r"FP16 without overflow: \d+ weights, \d+ nodes on 3 images\.", told.stdout)
+    assert "Unchanged: reused." in told.stdout
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("factor", "named"),
     [
-        (lambda m: m.blocks[0].mlp.fc1.weight.mul_(1e7), r"Weight 'blocks\.0\.mlp\.fc1\.weight' holds .+"),
-        (lambda m: m.blocks[0].mlp.fc1.weight.mul_(6e5), r"Node 'blocks\.0\.mlp\.fc1/MatMul' reaches .+"),
+        (1e7, r"Weight 'blocks\.0\.mlp\.fc1\.weight' holds .+ and float16 ends at 65504: .+--precision fp32\."),
+        (
+            6e5,
+            r"Node 'blocks\.0\.mlp\.fc1/MatMul' reaches .+ and float16 ends at 65504 \(\d+ more .+--precision fp32\.",
+        ),
     ],
 )
-def test_an_overflow_is_an_error_that_names_it_and_nothing_is_written(write_model, images: Path, change, named: str):
-    model = write_model(change)
-    before = sorted(model.parent.rglob("*"))
-    told = lctr("export", model, "--precision", "fp16", "--images", images, "-o", model.with_name("half.onnx"))
-    assert told.exit_code == 1
-    assert told.stderr.count("\n") == 1
+def test_an_overflow_is_an_error_that_names_it_and_nothing_is_written(
+    folder: Path, tmp_path: Path, factor: float, named: str
+):
+    model = write_model(tmp_path / "m.safetensors", lambda model: model.blocks[0].mlp.fc1.weight.mul_(factor))
+    told = lctr("export", model, "--precision", "fp16", "--images", folder / "images", "-o", tmp_path / "half.onnx")
+    assert (told.exit_code, told.stderr.count("\n")) == (1, 1)
     assert re.search(named, told.stderr)
-    assert "float16 ends at 65504" in told.stderr
-    assert "--precision fp32" in told.stderr
-    assert sorted(model.parent.rglob("*")) == before
+    assert list(tmp_path.iterdir()) == [model]
 
 
-def test_images_without_fp16_are_a_contradiction(write_model, images: Path):
-    model = write_model()
-    told = lctr("export", model, "--images", images, "-o", model.with_name("m.onnx"))
+PAIR = """g (float[b, 3, 1, 2] image) => (float[b, 3, 1, 2] logits) {{
+    {before}
+    [double] twice = Mul ({read}, two)
+    {after}
+}}"""
+
+
+@pytest.mark.parametrize("cut", [[4], [1, 3], [1, 1, 1, 1]])
+def test_the_report_does_not_depend_on_the_batches(tmp_path: Path, cut: list[int]):
+    single, half = tmp_path / "single.onnx", tmp_path / "half16.onnx"
+    for path, texts, dtype in (
+        (single, {"before": "", "read": "image", "after": "[out] logits = Identity (twice)"}, np.float32),
+        (
+            half,
+            {
+                "before": "[Cast] narrow = Cast <to = 10> (image)",
+                "read": "narrow",
+                "after": "[Cast_1] logits = Cast <to = 1> (twice)",
+            },
+            np.float16,
+        ),
+    ):
+        graph = onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 20]>\n' + PAIR.format(**texts))
+        graph.graph.initializer.append(onnx.numpy_helper.from_array(np.array(2, dtype), "two"))
+        write_onnx(graph, path)
+    images = np.array([0, 1, -3, 2.0**-15, 2.0**-26, 0.5], np.float32).reshape(1, 3, 1, 2)
+    images = np.concatenate([images, images / 2, images * 4, images])
+    batches = np.split(images, np.cumsum(cut)[:-1])
+    found = with_activations(Float16(()), single, half, batches)
+    # Of 4 x 5 values other than 0, the last but one column is under 2^-14 in three images of four, or once doubled in
+    # one, where it is 2^-15; the column of 2^-26 always is, and under 2^-24 but for the image of four times as much.
+    assert found == Float16((), (Held("Cast", 12.0, 7 / 20, 3 / 20), Held("double", 24.0, 5 / 20, 3 / 20)), images=4)
+
+
+def test_no_image_is_an_error(tmp_path: Path, exported: Exported):
+    (tmp_path / "none").mkdir()
+    told = lctr(*exported.arguments[:4], "--images", tmp_path / "none", "-o", tmp_path / "half.onnx")
+    assert (told.exit_code, told.stderr.count("\n")) == (1, 1)
+    assert not (tmp_path / "half.onnx").exists()
+
+
+def test_images_without_fp16_are_a_contradiction(folder: Path, exported: Exported):
+    told = lctr(*exported.arguments[:2], "--images", folder / "images", "-o", folder / "m.onnx")
     assert (told.exit_code, told.stderr.count("\n")) == (2, 1)
     assert "--precision is fp32: leave --images out" in told.stderr
 
@@ -173,9 +214,8 @@ def test_softmax_and_rpam_with_scores_near_the_end_of_float16():
     torch.testing.assert_close(relation, torch.tensor([[[0, 0.2], [0, 0]]]))
 
 
-def test_sums_are_in_float32_in_the_file(tmp_path: Path):
-    torch.manual_seed(0)
-    graph = onnx_from_torch(DeployedLctr(Lctr(SMALL, 3), precision=torch.float16), image_size=32, metadata={})
+def test_sums_are_in_float32_in_the_file(exported: Exported):
+    graph = read_onnx(exported.half)
     types = {
         v.name: v.type.tensor_type.elem_type
         for v in (*onnx.shape_inference.infer_shapes(graph).graph.value_info, *graph.graph.output)
@@ -187,11 +227,9 @@ def test_sums_are_in_float32_in_the_file(tmp_path: Path):
 
 
 @pytest.mark.parametrize("attention", ["none", "all"])
-def test_a_float16_file_is_quantized(write_model, images: Path, attention: str):
-    model = write_model()
-    exported(model)
-    half, int8 = model.with_name("half.onnx"), model.with_name("int8.onnx")
-    told = lctr("quantize", half, "--images", images, "--attention", attention, "-o", int8, "--json")
+def test_a_float16_file_is_quantized(folder: Path, tmp_path: Path, exported: Exported, attention: str):
+    half, int8 = exported.half, tmp_path / "int8.onnx"
+    told = lctr("quantize", half, "--images", folder / "images", "--attention", attention, "-o", int8, "--json")
     assert told.exit_code == 0, told.output
     record = json.loads(told.stdout)
     blocks = {f"blocks.{i}.{m}/MatMul" for i in range(2) for m in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
@@ -213,11 +251,14 @@ def test_a_float16_file_is_quantized(write_model, images: Path, attention: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ["none", "all"])
-def test_a_quantized_float16_file_compiles_to_int8_with_fused_attention(write_model, images: Path, attention: str):
-    model = write_model()
-    exported(model)
-    half, int8, engine = (model.with_name(name) for name in ("half.onnx", "int8.onnx", "int8.engine"))
-    assert lctr("quantize", half, "--images", images, "--attention", attention, "-o", int8).exit_code == 0
+def test_a_quantized_float16_file_compiles_to_int8_with_fused_attention(
+    folder: Path, tmp_path: Path, exported: Exported, attention: str
+):
+    int8, engine = tmp_path / "int8.onnx", tmp_path / "int8.engine"
+    assert (
+        lctr("quantize", exported.half, "--images", folder / "images", "--attention", attention, "-o", int8).exit_code
+        == 0
+    )
     assert lctr("build", int8, "--backend", "tensorrt-rtx", "-o", engine).exit_code == 0
     found = json.loads(lctr("inspect", engine, "--json").stdout)
     assert found["counts"]["convolution"] == {"int8": 2}
