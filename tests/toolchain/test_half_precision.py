@@ -121,37 +121,35 @@ def test_an_overflow_is_an_error_that_names_it_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == [model]
 
 
-PAIR = """g (float[b, 3, 1, 2] image) => (float[b, 3, 1, 2] logits) {{
-    {before}
-    [double] twice = Mul ({read}, two)
-    {after}
-}}"""
+HEADER = '<ir_version: 10, opset_import: ["" : 20]> g (float[b, 3, 1, 2] image) => (float[b, 3, 1, 2] logits) '
+SINGLE = """{
+    [double] twice = Mul (image, two)
+    [out] logits = Identity (twice)
+}"""
+HALF = """{
+    [Cast] narrow = Cast <to = 10> (image)
+    [double] twice = Mul (narrow, two)
+    [Cast_1] logits = Cast <to = 1> (twice)
+}"""
+
+
+def write_doubling(path: Path, text: str, dtype: type) -> Path:
+    model = onnx.parser.parse_model(HEADER + text)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(2, dtype), "two"))
+    write_onnx(model, path)
+    return path
 
 
 @pytest.mark.parametrize("cut", [[4], [1, 3], [1, 1, 1, 1]])
 def test_the_report_does_not_depend_on_the_batches(tmp_path: Path, cut: list[int]):
-    single, half = tmp_path / "single.onnx", tmp_path / "half16.onnx"
-    for path, texts, dtype in (
-        (single, {"before": "", "read": "image", "after": "[out] logits = Identity (twice)"}, np.float32),
-        (
-            half,
-            {
-                "before": "[Cast] narrow = Cast <to = 10> (image)",
-                "read": "narrow",
-                "after": "[Cast_1] logits = Cast <to = 1> (twice)",
-            },
-            np.float16,
-        ),
-    ):
-        graph = onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 20]>\n' + PAIR.format(**texts))
-        graph.graph.initializer.append(onnx.numpy_helper.from_array(np.array(2, dtype), "two"))
-        write_onnx(graph, path)
+    single = write_doubling(tmp_path / "single.onnx", SINGLE, np.float32)
+    half = write_doubling(tmp_path / "half.onnx", HALF, np.float16)
     images = np.array([0, 1, -3, 2.0**-15, 2.0**-26, 0.5], np.float32).reshape(1, 3, 1, 2)
     images = np.concatenate([images, images / 2, images * 4, images])
     batches = np.split(images, np.cumsum(cut)[:-1])
     found = with_activations(Float16(()), single, half, batches)
-    # Of 4 x 5 values other than 0, the last but one column is under 2^-14 in three images of four, or once doubled in
-    # one, where it is 2^-15; the column of 2^-26 always is, and under 2^-24 but for the image of four times as much.
+    # Of 4 x 5 values other than 0, those of 2^-15 are under 2^-14 but where they are four times as much, and doubled
+    # only where they are half as much; those of 2^-26 always are, and but for the four times as much under 2^-24.
     assert found == Float16((), (Held("Cast", 12.0, 7 / 20, 3 / 20), Held("double", 24.0, 5 / 20, 3 / 20)), images=4)
 
 
