@@ -27,6 +27,8 @@ TRAINING_STACK = {
 }
 """What a base install does not have."""
 PATH = click.Path(path_type=Path)
+PLACED = ("quantized", "left_float", "gathers", "zero_activations", "zero_channels", "widened_channels")
+"""What `quantize` reports by name."""
 _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
@@ -353,24 +355,38 @@ def synthesize(
     metavar="NAME",
     help="top1: the predicted class's map; all: every class's.",
 )
+@click.option("--images", type=PATH, metavar="DIR", help="With fp16: look for overflow and subnormals on these images.")
+@click.option("--count", type=int, help="Take so many images. Default: all.")
 @_output_option("ONNX file to write.", "model.onnx")
 @_json_option
-def export(model: Path, precision: str, maps: str, output: Path, as_json: bool) -> None:
+def export(
+    model: Path, precision: str, maps: str, images: Path | None, count: int | None, output: Path, as_json: bool
+) -> None:
     """Export MODEL to ONNX with a dynamic batch, and compare every output with torch.
 
     The graph is the one for deployment: no class maps but the predicted class's, and attention that compilers can fuse.
-    Input and outputs are float32 whatever the precision.
+    Input and outputs are float32 whatever the precision. Weights that fp16 cannot hold are reported, and on --images
+    what each node computes; an overflow is an error.
     """
     _require_suffix(output, ".onnx")
+    from toolchain import calibration
     from toolchain.stages import float_onnx
 
+    source = calibration.folder(images, count) if images else None
     with terminal.steps() as step:
-        step("export and compare")
-        made = float_onnx(model, output, precision=precision, maps=maps)
-    parity = made.artifact.metadata["parity"]
+        progress = step("export and compare")
+        made = float_onnx(model, output, precision=precision, maps=maps, source=source, progress=progress)
+    facts = made.artifact.metadata
+    parity = facts["parity"]
     if as_json:
-        _print_json({"path": str(output), "reused": made.reused, "parity": parity})
+        shown = _kept(facts, "parity", *{"float16"} & {*facts})
+        _print_json({"path": str(output), "reused": made.reused, **shown})
         return
+    if "float16" in facts:
+        half = facts["float16"]
+        terminal.float16_table(half)
+        seen = f"{len(half['activations'])} nodes on {half['images']} images" if half["images"] else "no image seen"
+        click.echo(f"FP16 without overflow: {len(half['weights'])} weights, {seen}.")
     worst = max(parity["deviations"], key=lambda d: float(d["error"]))
     click.echo(
         f"Worst output '{worst['output']}' at batch {worst['batch']}: {worst['error']:.1e} of its largest value "
@@ -388,6 +404,7 @@ def export(model: Path, precision: str, maps: str, output: Path, as_json: bool) 
 )
 @_method_option
 @click.option("--keep-float", multiple=True, metavar="PATTERN", help="Node names to leave float; may be repeated.")
+@click.option("--attention", default="none", show_default=True, metavar="NAME", help="Attention in INT8: none or all.")
 @click.option("--mean", nargs=3, type=float, metavar="R G B", help="Of pixels in [0, 1], where MODEL does not say it.")
 @click.option("--std", nargs=3, type=float, metavar="R G B", help="Likewise.")
 @click.option("--image-size", type=int, metavar="PIXELS", help="Likewise, where MODEL takes any.")
@@ -403,6 +420,7 @@ def quantize(
     range_file: Path | None,
     method: str,
     keep_float: tuple[str, ...],
+    attention: str,
     mean: tuple[float, float, float] | None,
     std: tuple[float, float, float] | None,
     image_size: int | None,
@@ -415,7 +433,8 @@ def quantize(
     """Insert explicit INT8 Q/DQ into the ONNX file MODEL, with ranges observed on calibration images.
 
     MODEL is any ONNX file with one input of square RGB images. Quantized: every linear layer and convolution. Left
-    float, and why, is listed; attention products and CDM's routing always are.
+    float, and why, is listed; CDM's routing always is, attention products unless --attention all quantizes the four
+    operands of each.
 
     The ranges stand beside the result in NAME.ranges.json, and --ranges takes them for the same MODEL without images.
     --cache is for a builder in implicit INT8 mode, which takes MODEL itself; a TensorRT of another version drops it.
@@ -433,7 +452,7 @@ def quantize(
     with terminal.steps() as step:
         if range_file:
             step("take ranges")
-            made = stages.int8_from_ranges(model, range_file, target, keep_float=keep_float)
+            made = stages.int8_from_ranges(model, range_file, target, keep_float=keep_float, attention=attention)
         else:
             made = stages.int8_onnx(
                 model,
@@ -441,6 +460,7 @@ def quantize(
                 target,
                 method=method,
                 keep_float=keep_float,
+                attention=attention,
                 stated=calibration.Stated(mean, std, image_size),
                 implicit=cache is not None,
                 progress=step("observe ranges"),
@@ -450,10 +470,10 @@ def quantize(
     facts = made.artifact.metadata
     if as_json:
         record = {"path": str(target), "reused": made.reused, "ranges_file": str(stages.ranges_of(target))}
-        kept = _kept(facts, "quantized", "left_float", "images", "ranges")
+        kept = _kept(facts, "images", "ranges", *PLACED)
         _print_json({**record, **({"cache": str(cache)} if cache else {}), **kept})
         return
-    terminal.table("left float", ["node", "why"], [[name, reason] for name, reason in facts["left_float"].items()])
+    terminal.placement_tables(facts)
     click.echo(f"{len(facts['quantized'])} products quantized on {facts['images']} images.")
     click.echo(f"{range_words(facts['ranges'])} (each in {stages.ranges_of(target)}).")
     if cache:

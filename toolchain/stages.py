@@ -14,15 +14,16 @@ from exporters import parity
 from exporters.calibration_cache import cache_from_amax, tensors_of_implicit
 from exporters.files import metadata_of, read_onnx, write_onnx
 from exporters.image_input import image_input_of
-from exporters.placement import Placement, placement_from_model
+from exporters.placement import Placement, casts_of, placement_from_model
 from exporters.qdq import Quantized, graph_hash, observer_from_float, qdq_from_float
 from exporters.torch_export import onnx_from_torch
 from toolchain import calibration
 from toolchain.artifacts import Artifact, code_version, reusable, seal, writing
 from toolchain.calibration import CalibrationSource
 from toolchain.data.sources import files_of, open_data
-from toolchain.errors import ArtifactError, chosen
+from toolchain.errors import ArtifactError, UsageError, chosen
 from toolchain.evaluation import batches
+from toolchain.half_precision import float16_from_weights, with_activations
 from toolchain.model import checkpoint
 from toolchain.model.deployment import AllMaps, DeployedLctr
 from toolchain.model.lctr import ClassMaps, Lctr, Localized
@@ -178,7 +179,15 @@ def _class_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return localizer.classify(localizer.cues(images)).logits
 
 
-def float_onnx(model: Path, output: Path, *, precision: str = "fp32", maps: str = "top1") -> Made:
+def float_onnx(
+    model: Path,
+    output: Path,
+    *,
+    precision: str = "fp32",
+    maps: str = "top1",
+    source: CalibrationSource | None = None,
+    progress: Progress = silent,
+) -> Made:
     """The localizer as ONNX in its deployed form, compared with the plain model before it gets its name.
 
     Args:
@@ -186,15 +195,22 @@ def float_onnx(model: Path, output: Path, *, precision: str = "fp32", maps: str 
         output: ONNX file to write.
         precision: `fp32` or `fp16`; inputs and outputs are float32 in both.
         maps: `top1` for the predicted class's fused map, `all` for every class's map and RPAM's.
+        source: images on which to look for what FP16 cannot hold of the activations; of the weights is always looked.
+        progress: of the images.
 
     Raises:
-        UsageError: another precision, or other maps.
-        ArtifactError, ModelError: the checkpoint cannot be used.
+        UsageError: another precision, other maps, or images where nothing is in FP16.
+        ArtifactError, ModelError: the checkpoint cannot be used, or FP16 cannot hold it.
         ParityError: the graph deviates from the plain model by more than the precision's tolerance.
     """
     dtype, names = chosen("--precision", precision, PRECISIONS), chosen("--maps", maps, MAPS)
-    parameters, inputs = {"precision": precision, "maps": maps}, {"model": model}
-    code = code_version("exporters", "toolchain/model")
+    if source and precision != "fp16":
+        raise UsageError(f"Images show what FP16 cannot hold, and --precision is {precision}: leave --images out.")
+    parameters: dict[str, object] = {"precision": precision, "maps": maps}
+    inputs = {"model": model}
+    if source:
+        parameters, inputs = parameters | {"source": source.parameters}, inputs | dict(source.inputs)
+    code = code_version("exporters", "toolchain/model", "toolchain/half_precision.py", "calib/float16.py")
     found = reusable(output, ONNX, parameters=parameters, inputs=inputs, code=code)
     if found:
         return Made(found, True)
@@ -202,13 +218,24 @@ def float_onnx(model: Path, output: Path, *, precision: str = "fp32", maps: str 
     metadata = card.to_metadata()
     size = card.preprocessing.image_size
     every = maps == "all"
-    deployed = DeployedLctr(network, all_maps=every, precision=dtype)
+
+    def export(as_type: torch.dtype, path: Path) -> None:
+        deployed = DeployedLctr(network, all_maps=every, precision=as_type)
+        write_onnx(onnx_from_torch(deployed, image_size=size, metadata=metadata, output_names=names), path)
+
+    half = float16_from_weights(network) if precision == "fp16" else None
     with writing(output) as temporary:
-        write_onnx(onnx_from_torch(deployed, image_size=size, metadata=metadata, output_names=names), temporary)
+        export(dtype, temporary)
+        if half and source:
+            # In the same room, as what is observed there: both go when the block ends.
+            single = temporary.with_name("float32.onnx")
+            export(torch.float32, single)
+            images = source.images(card.preprocessing)
+            half = with_activations(half, single, temporary, images, total=source.count, progress=progress)
         held = parity.compare(
             AllMaps(network) if every else network, temporary, image_size=size, tolerance=TOLERANCES[precision]
         )
-    facts = {**metadata, "parity": held.as_dict()}
+    facts = {**metadata, "parity": held.as_dict()} | ({"float16": half.as_dict()} if half else {})
     return Made(seal(output, ONNX, parameters=parameters, inputs=inputs, metadata=facts, code=code), False)
 
 
@@ -219,6 +246,7 @@ def int8_onnx(
     *,
     method: str = "auto",
     keep_float: tuple[str, ...] = (),
+    attention: str = "none",
     stated: calibration.Stated = NOTHING_STATED,
     implicit: bool = False,
     progress: Progress = silent,
@@ -231,6 +259,7 @@ def int8_onnx(
         output: ONNX file to write.
         method: how a tensor's range is chosen.
         keep_float: patterns of products to leave float; in a localizer CDM's routing always is.
+        attention: `none`, or `all` to quantize the four operands of each attention.
         stated: how images are prepared, where the model does not say it.
         implicit: whether to observe also what a calibration cache needs.
         progress: in images.
@@ -238,14 +267,15 @@ def int8_onnx(
     Raises:
         LctrError: the model, the images or an option cannot be used.
     """
-    parameters = {**source.parameters, **stated.parameters, "method": method, "implicit": implicit}
+    placing = _placing(keep_float, attention)
+    parameters = {**source.parameters, **stated.parameters, **placing, "method": method, "implicit": implicit}
     inputs = {"model": model, **source.inputs}
-    if found := _reusable_int8(output, parameters, inputs, keep_float):
+    if found := _reusable_int8(output, parameters, inputs):
         return found
     graph = read_onnx(model)
     taken = image_input_of(graph)
     window = calibration.window_of(metadata_of(graph), taken, stated, model)
-    placement = _placement(graph, keep_float)
+    placement = _placement(graph, keep_float, attention)
     watched = tensors_of_implicit(graph, placement) if implicit else placement.activations
     with writing(output) as temporary:
         # In the same room: it goes when the block ends, however that is.
@@ -255,30 +285,33 @@ def int8_onnx(
             observer, watched, source.images(window), input_name=taken.name, total=source.count, progress=progress
         )
         # Calibration images need not reach black and white, real ones do, and every pixel beyond would be clipped.
-        known = {taken.name: window.largest}
+        # A float16 graph casts its input, and the patch embedding reads what was cast.
+        known = dict.fromkeys(casts_of(graph, taken.name), window.largest)
         chosen = ranges.ranges_from_histograms(observed, method, graph=graph_hash(graph), known=known)
         quantized, done = qdq_from_float(graph, placement, chosen.amax)
         write_onnx(quantized, temporary)
-    return _sealed_int8(output, graph, done, chosen, source.description, parameters, inputs, keep_float)
+    return _sealed_int8(output, graph, done, chosen, source.description, parameters, inputs)
 
 
-def int8_from_ranges(model: Path, range_file: Path, output: Path, *, keep_float: tuple[str, ...] = ()) -> Made:
+def int8_from_ranges(
+    model: Path, range_file: Path, output: Path, *, keep_float: tuple[str, ...] = (), attention: str = "none"
+) -> Made:
     """Explicit Q/DQ with the ranges of a file, which were observed on this very graph; no image is run.
 
     Raises:
         ArtifactError: no range file, or one of another graph.
         ModelError: the model cannot be used, or a tensor that is to be quantized has no range in the file.
     """
-    parameters: dict[str, object] = {"images": "none"}
+    parameters = {"images": "none", **_placing(keep_float, attention)}
     inputs = {"model": model, "ranges": range_file}
-    if found := _reusable_int8(output, parameters, inputs, keep_float):
+    if found := _reusable_int8(output, parameters, inputs):
         return found
     graph = read_onnx(model)
     chosen = ranges.load(range_file, graph=graph_hash(graph))
     with writing(output) as temporary:
-        quantized, done = qdq_from_float(graph, _placement(graph, keep_float), chosen.amax)
+        quantized, done = qdq_from_float(graph, _placement(graph, keep_float, attention), chosen.amax)
         write_onnx(quantized, temporary)
-    return _sealed_int8(output, graph, done, chosen, f"ranges in {range_file.name}", parameters, inputs, keep_float)
+    return _sealed_int8(output, graph, done, chosen, f"ranges in {range_file.name}", parameters, inputs)
 
 
 def calibration_cache(
@@ -319,19 +352,22 @@ def ranges_of(quantized: Path) -> Path:
     return quantized.with_name(f"{quantized.stem}.ranges.json")
 
 
-def _placement(graph: "onnx.ModelProto", keep_float: tuple[str, ...]) -> Placement:
+def _placement(graph: "onnx.ModelProto", keep_float: tuple[str, ...], attention: str = "none") -> Placement:
     """Where Q/DQ stands; only a localizer has a routing to keep."""
     ours = "preprocessing" in metadata_of(graph)
-    return placement_from_model(graph, (*KEPT_FLOAT, *keep_float) if ours else keep_float)
+    return placement_from_model(graph, (*KEPT_FLOAT, *keep_float) if ours else keep_float, attention)
 
 
-def _reusable_int8(
-    output: Path, parameters: Mapping[str, object], inputs: Mapping[str, Path], keep_float: tuple[str, ...]
-) -> Made | None:
+def _placing(keep_float: tuple[str, ...], attention: str) -> dict[str, object]:
+    """What decides the placement, for the sidecar."""
+    return {"keep_float": [*KEPT_FLOAT, *keep_float], "attention": attention}
+
+
+def _reusable_int8(output: Path, parameters: Mapping[str, object], inputs: Mapping[str, Path]) -> Made | None:
     # Without its ranges the model is no whole result.
     if not ranges_of(output).exists():
         return None
-    found = reusable(output, ONNX_INT8, parameters=_with_kept(parameters, keep_float), inputs=inputs, code=_int8_code())
+    found = reusable(output, ONNX_INT8, parameters=parameters, inputs=inputs, code=_int8_code())
     return Made(found, True) if found else None
 
 
@@ -343,17 +379,11 @@ def _sealed_int8(
     calibrated: str,
     parameters: Mapping[str, object],
     inputs: Mapping[str, Path],
-    keep_float: tuple[str, ...],
 ) -> Made:
     """The range file and the sidecar of a quantized model that stands already."""
     facts = {**metadata_of(graph), **_facts(done, chosen), "calibration": calibrated}
-    kept = _with_kept(parameters, keep_float)
     ranges.save(chosen, ranges_of(output))
-    return Made(seal(output, ONNX_INT8, parameters=kept, inputs=inputs, metadata=facts, code=_int8_code()), False)
-
-
-def _with_kept(parameters: Mapping[str, object], keep_float: tuple[str, ...]) -> dict[str, object]:
-    return {**parameters, "keep_float": [*KEPT_FLOAT, *keep_float]}
+    return Made(seal(output, ONNX_INT8, parameters=parameters, inputs=inputs, metadata=facts, code=_int8_code()), False)
 
 
 def _int8_code() -> str:
@@ -364,9 +394,10 @@ def _facts(done: Quantized, chosen: ranges.Ranges) -> dict[str, object]:
     return {
         "images": chosen.images,
         "ranges": {name: asdict(found) for name, found in chosen.tensors.items()},
-        "quantized": [site.name for site in done.sites],
+        "quantized": list(done.names),
         "left_float": {left.name: left.reason for left in done.left},
         "zero_activations": list(done.zero_activations),
         "zero_channels": dict(done.zero_channels),
         "widened_channels": dict(done.widened_channels),
+        "gathers": list(done.gathers),
     }

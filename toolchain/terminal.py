@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from toolchain.scores import Scores
 
 
+NOTABLE_SHARE = 0.01
+"""Of a tensor's values that float16 holds as subnormals: fewer are in every tensor around 0, and nobody's loss."""
+NOTABLE_MAGNITUDE = 65504 / 8
+"""From here on a factor of 8 on other images overflows float16."""
+
+
 def accuracy_table(rows: Sequence[tuple[str, Evaluation, OutputError | None]]) -> None:
     """Accuracy by name, and where it is known the distance from the reference's outputs."""
     plain = ["", "protocol", "images", "Top-1", "GT-Known Loc", "Top-1 Loc"]
@@ -91,6 +97,26 @@ def inspection_totals(found: Inspection) -> list[str]:
     if found.activation_bytes is not None:
         lines.append(f"activation bytes written: {found.activation_bytes:,}")
     return [*lines, *(f"not known: {reason}" for reason in found.untold)]
+
+
+def placement_tables(facts: Mapping[str, Any]) -> None:
+    """What Q/DQ insertion changed and what it left, by name: the metadata of a quantized ONNX file."""
+    changed = [[name, "int8 x int8"] for name in facts["quantized"]]
+    changed += [[name, "reads the int8 levels of a quantized weight"] for name in facts["gathers"]]
+    changed += [[name, "was 0 on every image: whatever else comes is clipped"] for name in facts["zero_activations"]]
+    changed += [[name, f"output channels of zeros: {count}"] for name, count in facts["zero_channels"].items()]
+    changed += [[name, f"scales widened for the bias: {count}"] for name, count in facts["widened_channels"].items()]
+    table("quantized", ["node or tensor", "how"], changed)
+    table("left float", ["node", "why"], [[name, reason] for name, reason in facts["left_float"].items()])
+
+
+def float16_table(found: Mapping[str, Any]) -> None:
+    """`Float16.as_dict`: what float16 holds badly."""
+    columns = ["", "largest", "under 2^-14", "under 2^-24"]
+    for title, held in (("weights", found["weights"]), (f"nodes, on {found['images']} images", found["activations"])):
+        notable = [h for h in held if h["subnormal"] >= NOTABLE_SHARE or h["amax"] >= NOTABLE_MAGNITUDE]
+        rows = [[h["name"], f"{h['amax']:.3g}", f"{h['subnormal']:.1%}", f"{h['vanishing']:.1%}"] for h in notable]
+        table(f"FP16: {len(notable)} of {len(held)} {title}", columns, rows)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
