@@ -130,7 +130,8 @@ def _latency(model: Lctr, files: Mapping[str, Path], options: argparse.Namespace
     runtime = OnnxRuntimeBackend(threads=options.threads)
     with ExitStack() as stack:
         sessions: dict[str, Session] = {RELEASED: eager(ReleasedForward(model))}
-        sessions |= {form: stack.enter_context(runtime.open(files[form])) for form in (FP32, INT8, DEPLOYED)}
+        for form in (FP32, INT8, DEPLOYED):
+            sessions[form] = stack.enter_context(runtime.open(files[form]))
         for batch in feeds:
             require_equal({form: sessions[form].run(batch[0]) for form in (RELEASED, FP32)})
         record["snr_db"] = {form: _snr(sessions[form], sessions[FP32], feeds[-1][0]) for form in (INT8, DEPLOYED)}

@@ -131,7 +131,8 @@ def _step(model: Lctr, name: str) -> Callable[[Feeds], dict[str, NDArray[Any]]]:
 
     def logits(images: torch.Tensor) -> torch.Tensor:
         if not as_released:
-            return learner(images)[0]
+            found: torch.Tensor = learner(images)[0]
+            return found
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             return released.logits(images).float()
 
