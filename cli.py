@@ -378,14 +378,49 @@ def export(model: Path, precision: str, maps: str, output: Path, as_json: bool) 
     _say_made(made)
 
 
+def _search_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What `quantize --precision auto` takes; `toolchain.search` has the defaults, and refuses what makes no sense."""
+    options = [
+        click.option(
+            "--precision",
+            default="int8",
+            show_default=True,
+            metavar="NAME",
+            help="int8: everything; auto: all but the smallest set found that has to stay float, by measurements.",
+        ),
+        click.option(
+            "--max-drop",
+            type=float,
+            metavar="POINTS",
+            help="auto: what GT-Known Loc and Top-1 Loc may lose on the val images of --data. Default: 0.5.",
+        ),
+        click.option("--data", metavar="SPEC", help="auto: data set with boxes, as for `lctr evaluate`."),
+        click.option(
+            "--min-snr",
+            type=float,
+            metavar="DB",
+            help="auto, without --data: signal-to-noise that logits and map must keep on the calibration images.",
+        ),
+        click.option("--by", metavar="NAME", help="auto: what is left float at once, node or block. Default: node."),
+        click.option("--eval-images", type=int, metavar="N", help="auto: images to judge on. Default: 256."),
+        click.option(
+            "--max-evaluations", type=int, metavar="N", help="auto: most graphs to measure. Default: no bound."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @main.command()
 @click.argument("model", type=PATH)
 @click.option("--images", required=True, metavar="DIR|noise", help="Calibration images: a folder, or `noise`.")
 @click.option("--count", type=int, help="Take so many images. Default: all of a folder, 128 of noise.")
 @_method_option
 @click.option("--keep-float", multiple=True, metavar="PATTERN", help="Node names to leave float; may be repeated.")
+@_search_options
 @_seed_option
-@_output_option("ONNX file to write. Default: MODEL.int8.onnx beside the model.", "")
+@_output_option("ONNX file to write. Default: MODEL.int8.onnx (auto: MODEL.auto.onnx) beside the model.", "")
 @_json_option
 def quantize(
     model: Path,
@@ -396,34 +431,49 @@ def quantize(
     seed: int,
     output: Path,
     as_json: bool,
+    **search_options: Any,
 ) -> None:
     """Insert explicit INT8 Q/DQ into the ONNX file MODEL, with ranges observed on calibration images.
 
     Quantized: every linear layer and convolution. Left float, and why, is listed; attention products and CDM's routing
     always are. The ranges stand beside the result in NAME.ranges.json.
+
+    --precision auto quantizes everything (NAME.int8.onnx), measures each node with only it in INT8 and with only it in
+    float, and leaves the smallest set float with which the bound holds; what it says of the result was measured on the
+    result. All figures stand in NAME.sensitivity.json, the ranking is drawn in NAME.sensitivity.png. Killed at any
+    moment, the same command goes on.
     """
-    target = model.with_suffix(".int8.onnx") if output == Path() else output
+    suffix = ".auto.onnx" if search_options["precision"] == "auto" else ".int8.onnx"
+    target = model.with_suffix(suffix) if output == Path() else output
     _require_suffix(model, ".onnx")
     _require_suffix(target, ".onnx")
-    from toolchain import calibration
+    from toolchain import calibration, mixed
+    from toolchain.search import search_from_options
     from toolchain.stages import KEPT_FLOAT, int8_onnx
 
+    search = search_from_options(**search_options)
     source = calibration.noise(count or 128, seed) if images == "noise" else calibration.folder(Path(images), count)
     with terminal.steps() as step:
         made = int8_onnx(
             model,
             source,
-            target,
+            mixed.everything_of(target) if search else target,
             method=method,
             keep_float=(*KEPT_FLOAT, *keep_float),
             progress=step("observe ranges"),
         )
+        if search:
+            made = mixed.mixed_onnx(model, made.artifact.path, target, source, search, announce=_say_aside, step=step)
     facts = made.artifact.metadata
     if as_json:
-        _print_json({"path": str(target), "reused": made.reused, **_kept(facts, "quantized", "left_float", "images")})
+        shown = _kept(facts, "quantized", "left_float", "images", *(["sensitivity"] if search else []))
+        _print_json({"path": str(target), "reused": made.reused, **shown})
         return
     terminal.table("left float", ["node", "why"], [[name, reason] for name, reason in facts["left_float"].items()])
     click.echo(f"{len(facts['quantized'])} products quantized on {facts['images']} images.")
+    if search:
+        terminal.sensitivity_table(facts["sensitivity"])
+        click.echo(f"{mixed.summary(facts['sensitivity'])}\n{mixed.ledger_of(target)}\n{mixed.plot_of(target)}")
     _say_made(made)
 
 
@@ -717,6 +767,10 @@ def _say_tau(found: Scores) -> None:
     click.echo(f"tau {tau}, {found.tau_source}; protocol {found.protocol}; {found.images_per_second:.1f} images/s.")
     if found.constant_maps:
         click.echo(f"{found.constant_maps:,} maps were constant and told nothing.")
+
+
+def _say_aside(sentence: str) -> None:
+    click.echo(sentence, err=True)
 
 
 def _say_stage(stage: Stage) -> None:

@@ -238,7 +238,7 @@ def int8_onnx(
         quantized, done = qdq_from_float(graph, placement, chosen.amax)
         write_onnx(quantized, temporary)
     ranges.save(chosen, ranges_of(output))
-    facts = {**metadata, **_facts(done, chosen), "calibration": source.description}
+    facts = {**metadata, **facts_from_quantized(done, chosen), "calibration": source.description}
     return Made(seal(output, ONNX_INT8, parameters=parameters, inputs=inputs, metadata=facts, code=code), False)
 
 
@@ -247,7 +247,8 @@ def ranges_of(quantized: Path) -> Path:
     return quantized.with_name(f"{quantized.stem}.ranges.json")
 
 
-def _facts(done: Quantized, chosen: ranges.Ranges) -> dict[str, object]:
+def facts_from_quantized(done: Quantized, chosen: ranges.Ranges) -> dict[str, object]:
+    """What the sidecar of a quantized model says of its quantization."""
     return {
         "images": chosen.images,
         "quantized": [site.name for site in done.sites],
