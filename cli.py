@@ -16,6 +16,7 @@ from toolchain import __version__, terminal
 from toolchain.errors import ArtifactError, LctrError, UsageError
 
 if TYPE_CHECKING:
+    from engines.backend import BuildOptions
     from toolchain.findings import Stage
     from toolchain.scores import Scores
     from toolchain.stages import Made
@@ -478,37 +479,58 @@ def quantize(
 
 
 @main.command()
-@click.argument("model", type=PATH)
+@click.argument("models", type=PATH, nargs=-1, required=True)
 @click.option("--backend", required=True, metavar="NAME", help="tensorrt-rtx or onnxruntime.")
+@click.option("--precision", metavar="auto", help="Build all MODELS, measure them here, and ship one.")
+@click.option("--data", metavar="SPEC", help="auto: data set with boxes, as for `lctr evaluate`; its val images count.")
+@click.option("--max-drop", type=float, metavar="POINTS", help="auto: as for `lctr quantize`. Default: 0.5.")
+@click.option("--eval-images", type=int, metavar="N", help="auto: images to judge on. Default: 256.")
 @_target_option
 @click.option("--workspace", type=int, metavar="MIB", help="Scratch memory limit. Default: the builder's own.")
 @click.option("--batch", nargs=3, type=int, default=(1, 8, 32), show_default=True, help="Least, tuned, largest.")
-@_output_option("Engine to write. Default: MODEL.engine beside the model.", "")
+@_output_option("Engine to write. Default: MODEL.engine beside the model, the first one.", "")
+@_json_option
 def build(
-    model: Path,
+    models: tuple[Path, ...],
     backend: str,
+    precision: str | None,
+    data: str | None,
+    max_drop: float | None,
+    eval_images: int | None,
     targets: tuple[str, ...],
     workspace: int | None,
     batch: tuple[int, int, int],
     output: Path,
+    as_json: bool,
 ) -> None:
-    """Build an engine of the ONNX file MODEL; needs no GPU."""
-    _require_suffix(model, ".onnx")
-    from engines.backend import BatchProfile, BuildOptions
-    from engines.build import build
-    from engines.onnx_graph import graph_from_onnx
+    """Build an engine of an ONNX file; needs no GPU, unless --precision auto is to measure on one.
 
-    target = model.with_suffix(".engine") if output == Path() else output
+    --precision auto takes several ONNX files in order of precision, the float one first (a checkpoint stands for its
+    FP32 and FP16 exports), such as fp32.onnx fp16.onnx int8.onnx. All are built and run, interleaved, at the batch size
+    they are tuned for; the fastest within --max-drop ships, and of two without a difference beyond noise the more
+    precise one. The first line says which, and why. The others stay in NAME.candidates, to be reused.
+    """
+    from engines.backend import BatchProfile, BuildOptions
+    from toolchain.choice import choose, question_from_options
+
+    target = models[0].with_suffix(".engine") if output == Path() else output
     options = BuildOptions(
-        targets=targets,
-        workspace=workspace * 2**20 if workspace is not None else None,
-        batch=BatchProfile(*batch),
-        metadata=graph_from_onnx(model).metadata,
+        targets=targets, workspace=workspace * 2**20 if workspace is not None else None, batch=BatchProfile(*batch)
     )
-    start = time.monotonic()
+    question = question_from_options(
+        models, precision, data=data, max_drop=max_drop, eval_images=eval_images, options=options
+    )
+    if question is None:
+        _build_one(models[0], backend, target, options, as_json)
+        return
     with terminal.steps() as step:
-        _, reused = build(model, backend, target, options, step("build"))
-    click.echo("Unchanged: reused." if reused else f"Built in {time.monotonic() - start:.1f} s.")
+        found = choose(models, backend, target, question, step)
+    if as_json:
+        _print_json({"path": str(target), **found.artifact.metadata["choice"], "chosen": found.decision.winner})
+        return
+    click.echo(found.decision.verdict)
+    terminal.latency_table(found.latency.as_dict())
+    terminal.accuracy_table([(name, a.evaluation, a.error) for name, a in found.accuracy.items()])
     click.echo(target)
 
 
@@ -767,6 +789,24 @@ def _say_tau(found: Scores) -> None:
     click.echo(f"tau {tau}, {found.tau_source}; protocol {found.protocol}; {found.images_per_second:.1f} images/s.")
     if found.constant_maps:
         click.echo(f"{found.constant_maps:,} maps were constant and told nothing.")
+
+
+def _build_one(model: Path, backend: str, target: Path, options: BuildOptions, as_json: bool) -> None:
+    from dataclasses import replace
+
+    from engines.build import build
+    from engines.onnx_graph import graph_from_onnx
+
+    _require_suffix(model, ".onnx")
+    start = time.monotonic()
+    with terminal.steps() as step:
+        travelling = replace(options, metadata=graph_from_onnx(model).metadata)
+        _, reused = build(model, backend, target, travelling, step("build"))
+    if as_json:
+        _print_json({"path": str(target), "reused": reused})
+        return
+    click.echo("Unchanged: reused." if reused else f"Built in {time.monotonic() - start:.1f} s.")
+    click.echo(target)
 
 
 def _say_aside(sentence: str) -> None:
