@@ -32,6 +32,7 @@ class Ledger:
         self._head = {"schema": SCHEMA_VERSION, "key": dict(key), "units": list(units)}
         self._units = units
         self._measured: dict[Left, Quality] = {}
+        self._facts: dict[str, Any] = {}
         self.outdated = False
         if path.exists():
             self._read()
@@ -46,13 +47,17 @@ class Ledger:
     def add(self, left: Left, quality: Quality) -> None:
         """Keep a measurement; it takes the place of an older one of the same set."""
         self._measured[left] = quality
-        self.save({})
+        self._save()
 
-    def save(self, facts: Mapping[str, Any]) -> None:
-        """Write every evaluation, and what follows from them."""
+    def conclude(self, facts: Mapping[str, Any]) -> None:
+        """Write what follows from the evaluations beside them."""
+        self._facts = dict(facts)
+        self._save()
+
+    def _save(self) -> None:
         evaluations = [{**self._named(left), **asdict(quality)} for left, quality in self._measured.items()]
         with writing(self.path) as temporary:
-            temporary.write_text(json.dumps({**self._head, **facts, "evaluations": evaluations}, indent=1) + "\n")
+            temporary.write_text(json.dumps({**self._head, **self._facts, "evaluations": evaluations}, indent=1) + "\n")
 
     def _named(self, left: Left) -> dict[str, Any]:
         """The shorter way to say which units were which: everything else is the other."""

@@ -137,12 +137,12 @@ def mixed_onnx(
         trials = Trials(mixtures, probe, ledger, limit, temporary, announce, step("evaluations"))
         ranked = ranking(list(units), trials.measure, 100 / len(images))
         facts = _facts(search, images, probe, ranked)
-        ledger.save(facts)
+        ledger.conclude(facts)
         sensitivity_plot.draw(facts, plot_of(output))
         found, quality = _settled(trials, ranked, search.bound, model)
         _, done = mixtures.build(frozenset(found.left))
     result = {"left_float": list(found.left), "irreducible": found.irreducible, **asdict(quality)}
-    ledger.save({**facts, "result": result})
+    ledger.conclude({**facts, "result": result})
     ranges.save(known, ranges_of(output))
     summary = {**facts, "result": result, "evaluations": len(ledger)}
     metadata = {**whole.metadata, **facts_from_quantized(done, known), "sensitivity": summary}
