@@ -17,6 +17,7 @@ from toolchain import __version__, terminal
 from toolchain.errors import ArtifactError, LctrError, UsageError
 
 if TYPE_CHECKING:
+    from engines.backend import BuildOptions
     from toolchain.findings import Stage
     from toolchain.scores import Scores
     from toolchain.stages import Made
@@ -395,6 +396,40 @@ def export(
     _say_made(made)
 
 
+def _search_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What `quantize --precision auto` takes; `toolchain.search` has the defaults, and refuses what makes no sense."""
+    options = [
+        click.option(
+            "--precision",
+            default="int8",
+            show_default=True,
+            metavar="NAME",
+            help="int8: everything; auto: all but the smallest set found that has to stay float, by measurements.",
+        ),
+        click.option(
+            "--max-drop",
+            type=float,
+            metavar="POINTS",
+            help="auto: what GT-Known Loc and Top-1 Loc may lose on the val images of --data. Default: 0.5.",
+        ),
+        click.option("--data", metavar="SPEC", help="auto: data set with boxes, as for `lctr evaluate`."),
+        click.option(
+            "--min-snr",
+            type=float,
+            metavar="DB",
+            help="auto, without --data: signal-to-noise that logits and map must keep on the calibration images.",
+        ),
+        click.option("--by", metavar="NAME", help="auto: what is left float at once, node or block. Default: node."),
+        click.option("--eval-images", type=int, metavar="N", help="auto: images to judge on. Default: 256."),
+        click.option(
+            "--max-evaluations", type=int, metavar="N", help="auto: most graphs to measure. Default: no bound."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @main.command()
 @click.argument("model", type=PATH)
 @click.option("--images", metavar="DIR|noise", help="Calibration images: a folder, or `noise`.")
@@ -410,8 +445,9 @@ def export(
 @click.option("--image-size", type=int, metavar="PIXELS", help="Likewise, where MODEL takes any.")
 @click.option("--cache", type=PATH, metavar="FILE", help="Write a calibration cache for TensorRT 10.x, too.")
 @click.option("--cache-version", default="10.13.0", show_default=True, help="Of the TensorRT that reads the cache.")
+@_search_options
 @_seed_option
-@_output_option("ONNX file to write. Default: MODEL.int8.onnx beside the model.", "")
+@_output_option("ONNX file to write. Default: MODEL.int8.onnx (auto: MODEL.auto.onnx) beside the model.", "")
 @_json_option
 def quantize(
     model: Path,
@@ -429,6 +465,7 @@ def quantize(
     seed: int,
     output: Path,
     as_json: bool,
+    **search_options: Any,
 ) -> None:
     """Insert explicit INT8 Q/DQ into the ONNX file MODEL, with ranges observed on calibration images.
 
@@ -438,26 +475,37 @@ def quantize(
 
     The ranges stand beside the result in NAME.ranges.json, and --ranges takes them for the same MODEL without images.
     --cache is for a builder in implicit INT8 mode, which takes MODEL itself; a TensorRT of another version drops it.
+
+    --precision auto quantizes everything (NAME.int8.onnx), measures each node with only it in INT8 and with only it in
+    float, and leaves the smallest set float with which the bound holds; what it says of the result was measured on the
+    result. All figures stand in NAME.sensitivity.json, the ranking is drawn in NAME.sensitivity.png. Killed at any
+    moment, the same command goes on.
     """
-    target = model.with_suffix(".int8.onnx") if output == Path() else output
+    suffix = ".auto.onnx" if search_options["precision"] == "auto" else ".int8.onnx"
+    target = model.with_suffix(suffix) if output == Path() else output
     _require_suffix(model, ".onnx")
     _require_suffix(target, ".onnx")
     if range_file:
-        _require_absent("--ranges", "images", "method", "count", "seed", "mean", "std", "image_size")
+        _require_absent("--ranges", "images", "method", "count", "seed", "mean", "std", "image_size", "precision")
+    if cache:
+        _require_absent("--cache", "precision")
     from exporters.calibration_cache import version_number
-    from toolchain import calibration, stages
+    from toolchain import calibration, mixed, stages
     from toolchain.range_table import range_words
+    from toolchain.search import search_from_options
 
     version = version_number(cache_version)
+    search = search_from_options(**search_options)
     with terminal.steps() as step:
         if range_file:
             step("take ranges")
             made = stages.int8_from_ranges(model, range_file, target, keep_float=keep_float, attention=attention)
         else:
+            source = calibration.source_named(images, count, seed)
             made = stages.int8_onnx(
                 model,
-                calibration.source_named(images, count, seed),
-                target,
+                source,
+                mixed.everything_of(target) if search else target,
                 method=method,
                 keep_float=keep_float,
                 attention=attention,
@@ -465,12 +513,15 @@ def quantize(
                 implicit=cache is not None,
                 progress=step("observe ranges"),
             )
+            if search:
+                whole = made.artifact.path
+                made = mixed.mixed_onnx(model, whole, target, source, search, announce=_say_aside, step=step)
         if cache:
             stages.calibration_cache(model, stages.ranges_of(target), cache, version, keep_float=keep_float)
     facts = made.artifact.metadata
     if as_json:
         record = {"path": str(target), "reused": made.reused, "ranges_file": str(stages.ranges_of(target))}
-        kept = _kept(facts, "images", "ranges", *PLACED)
+        kept = _kept(facts, "images", "ranges", *PLACED, *(["sensitivity"] if search else []))
         _print_json({**record, **({"cache": str(cache)} if cache else {}), **kept})
         return
     terminal.placement_tables(facts)
@@ -478,12 +529,19 @@ def quantize(
     click.echo(f"{range_words(facts['ranges'])} (each in {stages.ranges_of(target)}).")
     if cache:
         click.echo(cache)
+    if search:
+        terminal.sensitivity_table(facts["sensitivity"])
+        click.echo(f"{mixed.summary(facts['sensitivity'])}\n{mixed.ledger_of(target)}\n{mixed.plot_of(target)}")
     _say_made(made)
 
 
 @main.command()
-@click.argument("model", type=PATH)
+@click.argument("models", type=PATH, nargs=-1, required=True)
 @click.option("--backend", required=True, metavar="NAME", help="tensorrt-rtx or onnxruntime.")
+@click.option("--precision", metavar="auto", help="Build all MODELS, measure them here, and ship one.")
+@click.option("--data", metavar="SPEC", help="auto: data set with boxes, as for `lctr evaluate`; its val images count.")
+@click.option("--max-drop", type=float, metavar="POINTS", help="auto: as for `lctr quantize`. Default: 0.5.")
+@click.option("--eval-images", type=int, metavar="N", help="auto: images to judge on. Default: 256.")
 @_target_option
 @click.option("--workspace", type=int, metavar="MIB", help="Scratch memory limit. Default: the builder's own.")
 @click.option("--batch", nargs=3, type=int, default=(1, 8, 32), show_default=True, help="Least, tuned, largest.")
@@ -495,40 +553,55 @@ def quantize(
     "onnxruntime, which chooses its kernels when it loads the file.",
 )
 @click.option("--fused-attention", is_flag=True, help="Refuse attention in FP32, too, which is never fused.")
-@_output_option("Engine to write. Default: MODEL.engine beside the model.", "")
+@_output_option("Engine to write. Default: MODEL.engine beside the model, the first one.", "")
+@_json_option
 def build(
-    model: Path,
+    models: tuple[Path, ...],
     backend: str,
+    precision: str | None,
+    data: str | None,
+    max_drop: float | None,
+    eval_images: int | None,
     targets: tuple[str, ...],
     workspace: int | None,
     batch: tuple[int, int, int],
     min_coverage: float | None,
     fused_attention: bool,
     output: Path,
+    as_json: bool,
 ) -> None:
-    """Build an engine of the ONNX file MODEL; needs no GPU.
+    """Build an engine of an ONNX file; needs no GPU, unless --precision auto is to measure on one.
 
-    Where MODEL asks for INT8 or FP16 and the builder did not do it, that is an error with the nodes, the reasons and
+    Where the file asks for INT8 or FP16 and the builder did not do it, that is an error with the nodes, the reasons and
     what to do, and no engine is written.
-    """
-    _require_suffix(model, ".onnx")
-    from engines.backend import BatchProfile, BuildOptions
-    from engines.build import build
-    from engines.onnx_graph import graph_from_onnx
 
-    target = model.with_suffix(".engine") if output == Path() else output
+    --precision auto takes several ONNX files in order of precision, the float one first (a checkpoint stands for its
+    FP32 and FP16 exports), such as fp32.onnx fp16.onnx int8.onnx. All are built and run, interleaved, at the batch size
+    they are tuned for; the fastest within --max-drop ships, and of two without a difference beyond noise the more
+    precise one. The first line says which, and why. The others stay in NAME.candidates, to be reused.
+    """
+    from engines.backend import BatchProfile, BuildOptions
+    from toolchain.choice import choose, question_from_options
+
+    target = models[0].with_suffix(".engine") if output == Path() else output
     options = BuildOptions(
-        targets=targets,
-        workspace=workspace * 2**20 if workspace is not None else None,
-        batch=BatchProfile(*batch),
-        metadata=graph_from_onnx(model).metadata,
+        targets=targets, workspace=workspace * 2**20 if workspace is not None else None, batch=BatchProfile(*batch)
     )
-    start = time.monotonic()
+    question = question_from_options(
+        models, precision, data=data, max_drop=max_drop, eval_images=eval_images, options=options
+    )
+    if question is None:
+        _build_one(models[0], backend, target, options, as_json, min_coverage, fused_attention)
+        return
+    _require_absent("--precision auto", "min_coverage", "fused_attention")
     with terminal.steps() as step:
-        _, reused = build(
-            model, backend, target, options, step("build"), min_coverage=min_coverage, every_attention=fused_attention
-        )
-    click.echo("Unchanged: reused." if reused else f"Built in {time.monotonic() - start:.1f} s.")
+        found = choose(models, backend, target, question, step)
+    if as_json:
+        _print_json({"path": str(target), **found.artifact.metadata["choice"], "chosen": found.decision.winner})
+        return
+    click.echo(found.decision.verdict)
+    terminal.latency_table(found.latency.as_dict())
+    terminal.accuracy_table([(name, a.evaluation, a.error) for name, a in found.accuracy.items()])
     click.echo(target)
 
 
@@ -794,6 +867,44 @@ def _say_tau(found: Scores) -> None:
     click.echo(f"tau {tau}, {found.tau_source}; protocol {found.protocol}; {found.images_per_second:.1f} images/s.")
     if found.constant_maps:
         click.echo(f"{found.constant_maps:,} maps were constant and told nothing.")
+
+
+def _build_one(
+    model: Path,
+    backend: str,
+    target: Path,
+    options: BuildOptions,
+    as_json: bool,
+    min_coverage: float | None,
+    fused_attention: bool,
+) -> None:
+    from dataclasses import replace
+
+    from engines.build import build
+    from engines.onnx_graph import graph_from_onnx
+
+    _require_suffix(model, ".onnx")
+    start = time.monotonic()
+    with terminal.steps() as step:
+        travelling = replace(options, metadata=graph_from_onnx(model).metadata)
+        _, reused = build(
+            model,
+            backend,
+            target,
+            travelling,
+            step("build"),
+            min_coverage=min_coverage,
+            every_attention=fused_attention,
+        )
+    if as_json:
+        _print_json({"path": str(target), "reused": reused})
+        return
+    click.echo("Unchanged: reused." if reused else f"Built in {time.monotonic() - start:.1f} s.")
+    click.echo(target)
+
+
+def _say_aside(sentence: str) -> None:
+    click.echo(sentence, err=True)
 
 
 def _say_stage(stage: Stage) -> None:

@@ -167,7 +167,7 @@ def _speedup(mine: Timings, base: Timings, rounds: int) -> Ratio:
 def _compiled(path: Path) -> dict[str, Any]:
     """What TensorRT-RTX compiles ahead of time; of an INT8 file, in which type each node of the placement is done."""
     engine = path.with_suffix(".engine")
-    build(path, "tensorrt-rtx", engine, BuildOptions())
+    build(path, "tensorrt-rtx", engine, BuildOptions(), min_coverage=0)
     seen = inspect(engine)
     placed = read_sidecar(path).metadata
     sites, left = set(placed.get("quantized", ())), placed.get("left_float", {})

@@ -189,7 +189,7 @@ def _compiled(path: Path) -> dict[str, Any]:
     """What TensorRT-RTX makes of a file; `not_compiled` says why where it refuses."""
     engine = path.with_suffix(".engine")
     try:
-        build(path, "tensorrt-rtx", engine, BuildOptions())
+        build(path, "tensorrt-rtx", engine, BuildOptions(), min_coverage=0)
         seen = inspect(engine)
     except LctrError as error:
         return {"not_compiled": str(error)}

@@ -275,7 +275,7 @@ def int8_onnx(
     graph = read_onnx(model)
     taken = image_input_of(graph)
     window = calibration.window_of(metadata_of(graph), taken, stated, model)
-    placement = _placement(graph, keep_float, attention)
+    placement = placement_of(graph, keep_float, attention)
     watched = tensors_of_implicit(graph, placement) if implicit else placement.activations
     with writing(output) as temporary:
         # In the same room: it goes when the block ends, however that is.
@@ -309,7 +309,7 @@ def int8_from_ranges(
     graph = read_onnx(model)
     chosen = ranges.load(range_file, graph=graph_hash(graph))
     with writing(output) as temporary:
-        quantized, done = qdq_from_float(graph, _placement(graph, keep_float, attention), chosen.amax)
+        quantized, done = qdq_from_float(graph, placement_of(graph, keep_float, attention), chosen.amax)
         write_onnx(quantized, temporary)
     return _sealed_int8(output, graph, done, chosen, f"ranges in {range_file.name}", parameters, inputs)
 
@@ -335,7 +335,7 @@ def calibration_cache(
         return Made(found, True)
     graph = read_onnx(model)
     amax = ranges.load(range_file, graph=graph_hash(graph)).amax
-    needed = tensors_of_implicit(graph, _placement(graph, keep_float))
+    needed = tensors_of_implicit(graph, placement_of(graph, keep_float))
     if missing := [name for name in needed if name not in amax]:
         raise ArtifactError(
             f"{range_file} has no range of '{missing[0]}' ({len(missing)} of {len(needed)} tensors that a calibration "
@@ -352,7 +352,7 @@ def ranges_of(quantized: Path) -> Path:
     return quantized.with_name(f"{quantized.stem}.ranges.json")
 
 
-def _placement(graph: "onnx.ModelProto", keep_float: tuple[str, ...], attention: str = "none") -> Placement:
+def placement_of(graph: "onnx.ModelProto", keep_float: tuple[str, ...], attention: str = "none") -> Placement:
     """Where Q/DQ stands; only a localizer has a routing to keep."""
     ours = "preprocessing" in metadata_of(graph)
     return placement_from_model(graph, (*KEPT_FLOAT, *keep_float) if ours else keep_float, attention)
@@ -360,7 +360,7 @@ def _placement(graph: "onnx.ModelProto", keep_float: tuple[str, ...], attention:
 
 def _placing(keep_float: tuple[str, ...], attention: str) -> dict[str, object]:
     """What decides the placement, for the sidecar."""
-    return {"keep_float": [*KEPT_FLOAT, *keep_float], "attention": attention}
+    return {"keep_float": [*keep_float], "always_float": [*KEPT_FLOAT], "attention": attention}
 
 
 def _reusable_int8(output: Path, parameters: Mapping[str, object], inputs: Mapping[str, Path]) -> Made | None:
@@ -381,7 +381,7 @@ def _sealed_int8(
     inputs: Mapping[str, Path],
 ) -> Made:
     """The range file and the sidecar of a quantized model that stands already."""
-    facts = {**metadata_of(graph), **_facts(done, chosen), "calibration": calibrated}
+    facts = {**metadata_of(graph), **facts_from_quantized(done, chosen), "calibration": calibrated}
     ranges.save(chosen, ranges_of(output))
     return Made(seal(output, ONNX_INT8, parameters=parameters, inputs=inputs, metadata=facts, code=_int8_code()), False)
 
@@ -390,7 +390,8 @@ def _int8_code() -> str:
     return code_version("exporters", "calib/histograms.py", "calib/thresholds.py", "calib/ranges.py")
 
 
-def _facts(done: Quantized, chosen: ranges.Ranges) -> dict[str, object]:
+def facts_from_quantized(done: Quantized, chosen: ranges.Ranges) -> dict[str, object]:
+    """What the sidecar of a quantized model says of its quantization."""
     return {
         "images": chosen.images,
         "ranges": {name: asdict(found) for name, found in chosen.tensors.items()},

@@ -119,6 +119,31 @@ def float16_table(found: Mapping[str, Any]) -> None:
         table(f"FP16: {len(notable)} of {len(held)} {title}", columns, rows)
 
 
+def sensitivity_table(record: Mapping[str, Any], limit: int = 12) -> None:
+    """What the costliest units cost, and those that stay float: `toolchain.mixed`'s record."""
+    left = record["result"]["left_float"]
+    shown = [unit for k, unit in enumerate(record["ranking"]) if k < limit or unit["unit"] in left]
+    rows = [
+        [
+            unit["unit"],
+            _cost(unit["only_quantized"]),
+            _cost(unit["only_float"]),
+            "stays float" if unit["unit"] in left else "INT8",
+        ]
+        for unit in shown
+    ]
+    rest = f" (the first {limit} of {len(record['ranking'])})" if len(shown) < len(record["ranking"]) else ""
+    columns = [record["by"] + rest, "loss with only it INT8", "loss with only it float", ""]
+    table("", columns, rows)
+
+
+def _cost(quality: Mapping[str, Any]) -> str:
+    from toolchain.probe import db_from_noise
+
+    snr = f"{db_from_noise(max(quality['logits_noise'], quality['map_noise'])):.1f} dB"
+    return snr if quality["lost"] is None else f"{quality['lost']:.2f} points, {snr}"
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; nothing where there are no rows."""
     from rich.console import Console
