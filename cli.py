@@ -17,6 +17,7 @@ from toolchain import __version__, terminal
 from toolchain.errors import ArtifactError, LctrError, UsageError
 
 if TYPE_CHECKING:
+    from engines.backend import BuildOptions
     from toolchain.findings import Stage
     from toolchain.scores import Scores
     from toolchain.stages import Made
@@ -27,6 +28,8 @@ TRAINING_STACK = {
 }
 """What a base install does not have."""
 PATH = click.Path(path_type=Path)
+PLACED = ("quantized", "left_float", "gathers", "zero_activations", "zero_channels", "widened_channels")
+"""What `quantize` reports by name."""
 _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
@@ -353,30 +356,78 @@ def synthesize(
     metavar="NAME",
     help="top1: the predicted class's map; all: every class's.",
 )
+@click.option("--images", type=PATH, metavar="DIR", help="With fp16: look for overflow and subnormals on these images.")
+@click.option("--count", type=int, help="Take so many images. Default: all.")
 @_output_option("ONNX file to write.", "model.onnx")
 @_json_option
-def export(model: Path, precision: str, maps: str, output: Path, as_json: bool) -> None:
+def export(
+    model: Path, precision: str, maps: str, images: Path | None, count: int | None, output: Path, as_json: bool
+) -> None:
     """Export MODEL to ONNX with a dynamic batch, and compare every output with torch.
 
     The graph is the one for deployment: no class maps but the predicted class's, and attention that compilers can fuse.
-    Input and outputs are float32 whatever the precision.
+    Input and outputs are float32 whatever the precision. Weights that fp16 cannot hold are reported, and on --images
+    what each node computes; an overflow is an error.
     """
     _require_suffix(output, ".onnx")
+    from toolchain import calibration
     from toolchain.stages import float_onnx
 
+    source = calibration.folder(images, count) if images else None
     with terminal.steps() as step:
-        step("export and compare")
-        made = float_onnx(model, output, precision=precision, maps=maps)
-    parity = made.artifact.metadata["parity"]
+        progress = step("export and compare")
+        made = float_onnx(model, output, precision=precision, maps=maps, source=source, progress=progress)
+    facts = made.artifact.metadata
+    parity = facts["parity"]
     if as_json:
-        _print_json({"path": str(output), "reused": made.reused, "parity": parity})
+        shown = _kept(facts, "parity", *{"float16"} & {*facts})
+        _print_json({"path": str(output), "reused": made.reused, **shown})
         return
+    if "float16" in facts:
+        half = facts["float16"]
+        terminal.float16_table(half)
+        seen = f"{len(half['activations'])} nodes on {half['images']} images" if half["images"] else "no image seen"
+        click.echo(f"FP16 without overflow: {len(half['weights'])} weights, {seen}.")
     worst = max(parity["deviations"], key=lambda d: float(d["error"]))
     click.echo(
         f"Worst output '{worst['output']}' at batch {worst['batch']}: {worst['error']:.1e} of its largest value "
         f"(tolerance {parity['tolerance']:.0e})."
     )
     _say_made(made)
+
+
+def _search_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What `quantize --precision auto` takes; `toolchain.search` has the defaults, and refuses what makes no sense."""
+    options = [
+        click.option(
+            "--precision",
+            default="int8",
+            show_default=True,
+            metavar="NAME",
+            help="int8: everything; auto: all but the smallest set found that has to stay float, by measurements.",
+        ),
+        click.option(
+            "--max-drop",
+            type=float,
+            metavar="POINTS",
+            help="auto: what GT-Known Loc and Top-1 Loc may lose on the val images of --data. Default: 0.5.",
+        ),
+        click.option("--data", metavar="SPEC", help="auto: data set with boxes, as for `lctr evaluate`."),
+        click.option(
+            "--min-snr",
+            type=float,
+            metavar="DB",
+            help="auto, without --data: signal-to-noise that logits and map must keep on the calibration images.",
+        ),
+        click.option("--by", metavar="NAME", help="auto: what is left float at once, node or block. Default: node."),
+        click.option("--eval-images", type=int, metavar="N", help="auto: images to judge on. Default: 256."),
+        click.option(
+            "--max-evaluations", type=int, metavar="N", help="auto: most graphs to measure. Default: no bound."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @main.command()
@@ -394,13 +445,15 @@ def export(model: Path, precision: str, maps: str, output: Path, as_json: bool) 
     show_default=True,
     help="Move the spread between an activation's channels into the weights first.",
 )
+@click.option("--attention", default="none", show_default=True, metavar="NAME", help="Attention in INT8: none or all.")
 @click.option("--mean", nargs=3, type=float, metavar="R G B", help="Of pixels in [0, 1], where MODEL does not say it.")
 @click.option("--std", nargs=3, type=float, metavar="R G B", help="Likewise.")
 @click.option("--image-size", type=int, metavar="PIXELS", help="Likewise, where MODEL takes any.")
 @click.option("--cache", type=PATH, metavar="FILE", help="Write a calibration cache for TensorRT 10.x, too.")
 @click.option("--cache-version", default="10.13.0", show_default=True, help="Of the TensorRT that reads the cache.")
+@_search_options
 @_seed_option
-@_output_option("ONNX file to write. Default: MODEL.int8.onnx beside the model.", "")
+@_output_option("ONNX file to write. Default: MODEL.int8.onnx (auto: MODEL.auto.onnx) beside the model.", "")
 @_json_option
 def quantize(
     model: Path,
@@ -410,6 +463,7 @@ def quantize(
     method: str,
     keep_float: tuple[str, ...],
     equalize: bool,
+    attention: str,
     mean: tuple[float, float, float] | None,
     std: tuple[float, float, float] | None,
     image_size: int | None,
@@ -418,11 +472,13 @@ def quantize(
     seed: int,
     output: Path,
     as_json: bool,
+    **search_options: Any,
 ) -> None:
     """Insert explicit INT8 Q/DQ into the ONNX file MODEL, with ranges observed on calibration images.
 
     MODEL is any ONNX file with one input of square RGB images. Quantized: every linear layer and convolution. Left
-    float, and why, is listed; attention products and CDM's routing always are.
+    float, and why, is listed; CDM's routing always is, attention products unless --attention all quantizes the four
+    operands of each.
 
     Linear layers are equalized first, by powers of two that the outputs do not notice, folded into a LayerNorm or
     applied by a Mul. What was, and how, is listed.
@@ -430,90 +486,145 @@ def quantize(
     The ranges stand beside the result in NAME.ranges.json, and --ranges takes them, and the factors of the
     equalization, for the same MODEL without images. --cache is for a builder in implicit INT8 mode, which takes MODEL
     itself, so it goes with --no-equalize; a TensorRT of another version drops it.
+
+    --precision auto quantizes everything (NAME.int8.onnx), measures each node with only it in INT8 and with only it in
+    float, and leaves the smallest set float with which the bound holds; what it says of the result was measured on the
+    result. All figures stand in NAME.sensitivity.json, the ranking is drawn in NAME.sensitivity.png. Killed at any
+    moment, the same command goes on.
     """
-    target = model.with_suffix(".int8.onnx") if output == Path() else output
+    suffix = ".auto.onnx" if search_options["precision"] == "auto" else ".int8.onnx"
+    target = model.with_suffix(suffix) if output == Path() else output
     _require_suffix(model, ".onnx")
     _require_suffix(target, ".onnx")
     if range_file:
-        _require_absent("--ranges", "images", "method", "count", "seed", "equalize", "mean", "std", "image_size")
+        observing = ("images", "method", "count", "seed", "equalize", "mean", "std", "image_size")
+        _require_absent("--ranges", *observing, "precision")
+    if cache:
+        _require_absent("--cache", "precision")
     from exporters.calibration_cache import version_number
-    from toolchain import calibration, stages
+    from toolchain import calibration, mixed, stages
     from toolchain.range_table import range_words
+    from toolchain.search import search_from_options
 
     version = version_number(cache_version)
+    search = search_from_options(**search_options)
     with terminal.steps() as step:
         if range_file:
             step("take ranges")
-            made = stages.int8_from_ranges(model, range_file, target, keep_float=keep_float)
+            made = stages.int8_from_ranges(model, range_file, target, keep_float=keep_float, attention=attention)
         else:
+            source = calibration.source_named(images, count, seed)
             made = stages.int8_onnx(
                 model,
-                calibration.source_named(images, count, seed),
-                target,
+                source,
+                mixed.everything_of(target) if search else target,
                 method=method,
                 keep_float=keep_float,
                 equalize=equalize,
+                attention=attention,
                 stated=calibration.Stated(mean, std, image_size),
                 implicit=cache is not None,
                 progress=step("observe ranges"),
             )
+            if search:
+                whole = made.artifact.path
+                made = mixed.mixed_onnx(model, whole, target, source, search, announce=_say_aside, step=step)
         if cache:
             stages.calibration_cache(model, stages.ranges_of(target), cache, version, keep_float=keep_float)
     facts = made.artifact.metadata
     if as_json:
         record = {"path": str(target), "reused": made.reused, "ranges_file": str(stages.ranges_of(target))}
-        kept = _kept(facts, "equalized", "quantized", "left_float", "images", "ranges")
+        kept = _kept(facts, "images", "ranges", "equalized", *PLACED, *(["sensitivity"] if search else []))
         _print_json({**record, **({"cache": str(cache)} if cache else {}), **kept})
         return
     terminal.equalization_table(facts["equalized"])
-    terminal.table("left float", ["node", "why"], [[name, reason] for name, reason in facts["left_float"].items()])
+    terminal.placement_tables(facts)
     click.echo(f"{len(facts['quantized'])} products quantized on {facts['images']} images.")
     click.echo(f"{range_words(facts['ranges'])} (each in {stages.ranges_of(target)}).")
     if cache:
         click.echo(cache)
+    if search:
+        terminal.sensitivity_table(facts["sensitivity"])
+        click.echo(f"{mixed.summary(facts['sensitivity'])}\n{mixed.ledger_of(target)}\n{mixed.plot_of(target)}")
     _say_made(made)
 
 
 @main.command()
-@click.argument("model", type=PATH)
+@click.argument("models", type=PATH, nargs=-1, required=True)
 @click.option("--backend", required=True, metavar="NAME", help="tensorrt-rtx or onnxruntime.")
+@click.option("--precision", metavar="auto", help="Build all MODELS, measure them here, and ship one.")
+@click.option("--data", metavar="SPEC", help="auto: data set with boxes, as for `lctr evaluate`; its val images count.")
+@click.option("--max-drop", type=float, metavar="POINTS", help="auto: as for `lctr quantize`. Default: 0.5.")
+@click.option("--eval-images", type=int, metavar="N", help="auto: images to judge on. Default: 256.")
 @_target_option
 @click.option("--workspace", type=int, metavar="MIB", help="Scratch memory limit. Default: the builder's own.")
 @click.option("--batch", nargs=3, type=int, default=(1, 8, 32), show_default=True, help="Least, tuned, largest.")
-@_output_option("Engine to write. Default: MODEL.engine beside the model.", "")
+@click.option(
+    "--min-coverage",
+    type=float,
+    metavar="SHARE",
+    help="Share of what MODEL asks for (INT8, FP16, fused attention) that must be compiled. Default: 1; not held for "
+    "onnxruntime, which chooses its kernels when it loads the file.",
+)
+@click.option("--fused-attention", is_flag=True, help="Refuse attention in FP32, too, which is never fused.")
+@_output_option("Engine to write. Default: MODEL.engine beside the model, the first one.", "")
+@_json_option
 def build(
-    model: Path,
+    models: tuple[Path, ...],
     backend: str,
+    precision: str | None,
+    data: str | None,
+    max_drop: float | None,
+    eval_images: int | None,
     targets: tuple[str, ...],
     workspace: int | None,
     batch: tuple[int, int, int],
+    min_coverage: float | None,
+    fused_attention: bool,
     output: Path,
+    as_json: bool,
 ) -> None:
-    """Build an engine of the ONNX file MODEL; needs no GPU."""
-    _require_suffix(model, ".onnx")
-    from engines.backend import BatchProfile, BuildOptions
-    from engines.build import build
-    from engines.onnx_graph import graph_from_onnx
+    """Build an engine of an ONNX file; needs no GPU, unless --precision auto is to measure on one.
 
-    target = model.with_suffix(".engine") if output == Path() else output
+    Where the file asks for INT8 or FP16 and the builder did not do it, that is an error with the nodes, the reasons and
+    what to do, and no engine is written.
+
+    --precision auto takes several ONNX files in order of precision, the float one first (a checkpoint stands for its
+    FP32 and FP16 exports), such as fp32.onnx fp16.onnx int8.onnx. All are built and run, interleaved, at the batch size
+    they are tuned for; the fastest within --max-drop ships, and of two without a difference beyond noise the more
+    precise one. The first line says which, and why. The others stay in NAME.candidates, to be reused.
+    """
+    from engines.backend import BatchProfile, BuildOptions
+    from toolchain.choice import choose, question_from_options
+
+    target = models[0].with_suffix(".engine") if output == Path() else output
     options = BuildOptions(
-        targets=targets,
-        workspace=workspace * 2**20 if workspace is not None else None,
-        batch=BatchProfile(*batch),
-        metadata=graph_from_onnx(model).metadata,
+        targets=targets, workspace=workspace * 2**20 if workspace is not None else None, batch=BatchProfile(*batch)
     )
-    start = time.monotonic()
+    question = question_from_options(
+        models, precision, data=data, max_drop=max_drop, eval_images=eval_images, options=options
+    )
+    if question is None:
+        _build_one(models[0], backend, target, options, as_json, min_coverage, fused_attention)
+        return
+    _require_absent("--precision auto", "min_coverage", "fused_attention")
     with terminal.steps() as step:
-        _, reused = build(model, backend, target, options, step("build"))
-    click.echo("Unchanged: reused." if reused else f"Built in {time.monotonic() - start:.1f} s.")
+        found = choose(models, backend, target, question, step)
+    if as_json:
+        _print_json({"path": str(target), **found.artifact.metadata["choice"], "chosen": found.decision.winner})
+        return
+    click.echo(found.decision.verdict)
+    terminal.latency_table(found.latency.as_dict())
+    terminal.accuracy_table([(name, a.evaluation, a.error) for name, a in found.accuracy.items()])
     click.echo(target)
 
 
 @main.command()
 @click.argument("file", type=PATH)
 @click.option("--losses", is_flag=True, help="List only what has something to gain.")
+@click.option("--nodes", is_flag=True, help="List the kernel of every node, not of products alone; of an engine.")
 @_json_option
-def inspect(file: Path, losses: bool, as_json: bool) -> None:
+def inspect(file: Path, losses: bool, nodes: bool, as_json: bool) -> None:
     """Show how every linear layer, convolution and attention product of FILE is computed, by ONNX node.
 
     FILE is an engine, or an ONNX file as ONNX Runtime runs it here.
@@ -526,13 +637,11 @@ def inspect(file: Path, losses: bool, as_json: bool) -> None:
     if as_json:
         _print_json(found.as_dict())
         return
-    shown = found.losses if losses else found.products
-    rows = [[p.name, p.kind, p.type, f"{p.loss.reason}: {p.loss.fix}" if p.loss else ""] for p in shown]
-    terminal.table(f"{file} ({found.backend}; {found.evidence})", ["ONNX node", "kind", "type", "what is lost"], rows)
-    for kind, types in found.counts.items():
-        total = sum(types.values())
-        click.echo(f"{kind}: {', '.join(f'{n} of {total} {type_}' for type_, n in types.items())}")
-    click.echo(f"fused attention kernels: {found.fused_attention}")
+    if nodes:
+        terminal.nodes_table(found)
+    terminal.inspection_table(str(file), found, losses_only=losses)
+    for line in terminal.inspection_totals(found):
+        click.echo(line)
 
 
 @main.command()
@@ -772,6 +881,44 @@ def _say_tau(found: Scores) -> None:
     click.echo(f"tau {tau}, {found.tau_source}; protocol {found.protocol}; {found.images_per_second:.1f} images/s.")
     if found.constant_maps:
         click.echo(f"{found.constant_maps:,} maps were constant and told nothing.")
+
+
+def _build_one(
+    model: Path,
+    backend: str,
+    target: Path,
+    options: BuildOptions,
+    as_json: bool,
+    min_coverage: float | None,
+    fused_attention: bool,
+) -> None:
+    from dataclasses import replace
+
+    from engines.build import build
+    from engines.onnx_graph import graph_from_onnx
+
+    _require_suffix(model, ".onnx")
+    start = time.monotonic()
+    with terminal.steps() as step:
+        travelling = replace(options, metadata=graph_from_onnx(model).metadata)
+        _, reused = build(
+            model,
+            backend,
+            target,
+            travelling,
+            step("build"),
+            min_coverage=min_coverage,
+            every_attention=fused_attention,
+        )
+    if as_json:
+        _print_json({"path": str(target), "reused": reused})
+        return
+    click.echo("Unchanged: reused." if reused else f"Built in {time.monotonic() - start:.1f} s.")
+    click.echo(target)
+
+
+def _say_aside(sentence: str) -> None:
+    click.echo(sentence, err=True)
 
 
 def _say_stage(stage: Stage) -> None:

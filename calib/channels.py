@@ -56,7 +56,7 @@ def channel_amax(
 
 def _largest(tensor: str, values: NDArray[np.floating]) -> NDArray[np.float64]:
     rows = values.reshape(-1, values.shape[-1])
-    largest = np.maximum(rows.max(0), -rows.min(0)).astype(np.float64)
+    largest: NDArray[np.float64] = np.maximum(rows.max(0), -rows.min(0)).astype(np.float64)
     if not np.isfinite(largest).all():
         raise ModelError(f"Tensor '{tensor}' holds NaN or infinity: check the model in float32 on the same images.")
     return largest

@@ -7,46 +7,81 @@ Rules, tried in this order for a product (measured on TensorRT-RTX 1.7.1):
 3. A `runtime_fusion` with an `Fc` step that names the node: a `Cast` before `Fc` dequantizes, so the product is done in
    the only floating type around; without one, in the only type that inputs and constants share.
 4. A generated kernel with `MulSum` that names the node is a vector product, in the only type around.
+5. A generated kernel with multiplications and then additions (`MulMulMulMulAddAddAdd`), the only layer that names the
+   node, is a product of few terms written out, in the only floating type around. INT8 among its operands was
+   dequantized where there is a `Cast`; without one the type is not told.
 Everything else is `unknown`, with the reason. Nothing is guessed.
 """
 
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-from engines.inspection import COMPILED, UNKNOWN, Inspection, Loss, ProductReport, missing_q_dq
+from engines.inspection import COMPILED, Inspection, Loss, NodeReport, ProductReport
 from engines.layer_dump import Layer, LayerDump, Tensor
-from engines.onnx_graph import Product
+from engines.losses import fusion_loss, type_loss, unknown_loss
+from engines.onnx_graph import Node
+from engines.products import FLOATS, UNKNOWN, Product
 
 FC = re.compile(r"Fc(?![a-z])")
-HOST_LAYER = "shape_call"
-"""Shape arithmetic on the host: no kernel."""
+WRITTEN_OUT = re.compile(r"(Mul){2,}Add")
+ELEMENT_BYTES = {"int8": 1, "fp8": 1, "Bool": 1, "fp16": 2, "bf16": 2, "fp32": 4, "Int32": 4, "Int64": 8}
 
 
 @dataclass(frozen=True)
 class _Finding:
-    """The type and kernel of a product; `why` it is unknown where it is."""
+    """The type and kernel of a product, whether that is fused attention, and `why` it is unknown where it is."""
 
     type: str
     kernel: str = ""
     why: str = ""
+    fused: bool = False
 
 
-def inspection_from_dump(backend: str, products: Sequence[Product], dump: LayerDump | None) -> Inspection:
-    """What the listing says of each product; without a listing everything is unknown."""
+def inspection_from_dump(
+    backend: str, products: Sequence[Product], dump: LayerDump | None, nodes: Sequence[Node] = ()
+) -> Inspection:
+    """What the listing says of each product, and of `nodes`; without a listing everything is unknown."""
     findings = [_finding(product, dump) for product in products]
-    attention = _attention_losses(products, findings)
-    layers = dump.layers if dump else ()
+    unfused = _unfused(products, findings)
+    kernels = dump.kernels if dump else ()
+    weights, activations, untold = _bytes(dump)
     return Inspection(
         backend=backend,
         evidence=COMPILED,
-        products=tuple(
-            ProductReport(p.name, p.op, p.kind, f.type, f.kernel, attention[i] if i in attention else _loss(p, f))
-            for i, (p, f) in enumerate(zip(products, findings, strict=True))
-        ),
-        layers=sum(layer.type != HOST_LAYER for layer in layers),
-        fused_attention=sum(_is_fused_attention(layer) for layer in layers),
+        products=tuple(_report(p, f, unfused.get(p.softmax)) for p, f in zip(products, findings, strict=True)),
+        layers=len(kernels),
+        fused_attention=sum(_is_fused_attention(layer) for layer in kernels),
+        weight_bytes=weights,
+        activation_bytes=activations,
+        untold=untold,
+        nodes=tuple(_node_report(node, kernels) for node in nodes),
+    )
+
+
+def _node_report(node: Node, kernels: Sequence[Layer]) -> NodeReport:
+    naming = [layer for layer in kernels if node.label in layer.origins]
+    types = dict.fromkeys(t.type for layer in naming for t in layer.outputs)
+    return NodeReport(node.label, node.op, tuple(dict.fromkeys(layer.name for layer in naming)), tuple(types))
+
+
+def _report(product: Product, found: _Finding, unfused: Loss | None) -> ProductReport:
+    if found.type == UNKNOWN:
+        loss: Loss | None = unknown_loss(product, found.why)
+    else:
+        loss = unfused or type_loss(product, found.type)
+    return ProductReport(
+        name=product.name,
+        op=product.op,
+        kind=product.kind,
+        type=found.type,
+        kernel=found.kernel,
+        loss=loss,
+        asked=product.asked,
+        softmax=product.softmax,
+        fused=found.fused,
     )
 
 
@@ -59,10 +94,12 @@ def _finding(product: Product, dump: LayerDump | None) -> _Finding:
     for belongs, type_of in RULES:
         if doing := [layer for layer in naming if belongs(layer)]:
             types = {type_of(layer, product) for layer in doing}
-            kernel = " and ".join(layer.name for layer in doing)
+            kernel, fused = " and ".join(layer.name for layer in doing), belongs is _is_fused_attention
             if len(types) == 1 and (type_ := types.pop()) is not None:
-                return _Finding(type_, kernel)
-            return _Finding(UNKNOWN, kernel, "its kernel mixes types in a way that the listing does not explain")
+                return _Finding(type_, kernel, fused=fused)
+            return _Finding(UNKNOWN, kernel, "its kernel mixes types in a way that the listing does not explain", fused)
+    if len(naming) == 1 and (type_ := _written_out_type(naming[0])):
+        return _Finding(type_, naming[0].name)
     if naming:
         return _Finding(UNKNOWN, why=f"the listing names it only in {', '.join(layer.name for layer in naming)}")
     unread = f" ({len(dump.unread)} of its lines could not be read)" if dump.unread else ""
@@ -74,7 +111,7 @@ def _is_library_product(layer: Layer) -> bool:
 
 
 def _library_type(layer: Layer, product: Product) -> str | None:
-    second = layer.inputs[1:2] if product.kind == "attention" or not layer.constants else layer.constants[:1]
+    second = layer.constants[:1] if product.weighted and layer.constants else layer.inputs[1:2]
     operands = (*layer.inputs[:1], *second)
     return _only_type(operands) if len(operands) == 2 else None
 
@@ -109,6 +146,15 @@ def _vector_product_type(layer: Layer, product: Product) -> str | None:
     return _only_type(_tensors(layer))
 
 
+def _written_out_type(layer: Layer) -> str | None:
+    if layer.type != "kgen" or not WRITTEN_OUT.search(layer.name):
+        return None
+    tensors = _tensors(layer)
+    if "Cast" not in layer.name and any(t.type not in FLOATS for t in tensors):
+        return None
+    return _only_type([t for t in tensors if t.type in FLOATS])
+
+
 def _tensors(layer: Layer) -> tuple[Tensor, ...]:
     return (*layer.inputs, *layer.constants, *layer.outputs)
 
@@ -127,45 +173,38 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def _loss(product: Product, finding: _Finding) -> Loss | None:
-    """The loss of one product by itself; attention that was not fused is judged in pairs."""
-    if finding.type == UNKNOWN:
-        fix = "profile the engine on its GPU" if product.unique else "give every node a name of its own"
-        return Loss(finding.why, fix)
-    if product.kind == "attention" or finding.type == "int8":
-        return None
-    missing = missing_q_dq(product)
-    if missing is not None:
-        return missing
-    done = f"the builder multiplied in {finding.type} although both operands have Q/DQ"
-    if product.stored_int8:
-        # Seen in 1.7.1 for a packed qkv that is reshaped to five dimensions and then sliced.
-        return Loss(
-            f"{done}; the weight is stored as INT8", "store the weight in floating point and add Q before the DQ"
-        )
-    return Loss(done, "use one scale for the input and one per output channel for the weight")
+def _unfused(products: Sequence[Product], findings: Sequence[_Finding]) -> Mapping[str, Loss]:
+    """Softmax -> why the products around it are not one kernel; where a type is unknown, that is what is lost."""
+    pairs: dict[str, list[tuple[Product, _Finding]]] = {}
+    for product, finding in zip(products, findings, strict=True):
+        if product.softmax:
+            pairs.setdefault(product.softmax, []).append((product, finding))
+    return {
+        softmax: fusion_loss([p for p, _ in pair], [f.type for _, f in pair])
+        for softmax, pair in pairs.items()
+        if not all(f.fused for _, f in pair)
+    }
 
 
-def _attention_losses(products: Sequence[Product], findings: Sequence[_Finding]) -> Mapping[int, Loss]:
-    """Why attention was not fused, by index: each pair is a QK product and the PV product that reads its softmax."""
-    attention = [i for i, p in enumerate(products) if p.kind == "attention"]
-    losses: dict[int, Loss] = {}
-    for qk, pv in pairwise(attention):
-        pair = (products[qk], products[pv])
-        if not pair[1].softmax_readers or pair[0].softmax_readers:
-            continue
-        unfused = [i for i in (qk, pv) if findings[i].type != UNKNOWN and "_gemm_mha" not in findings[i].kernel]
-        losses |= {i: _fusion_loss(*pair, findings[qk].type) for i in unfused}
-    return losses
+def _bytes(dump: LayerDump | None) -> tuple[dict[str, int] | None, int | None, tuple[str, ...]]:
+    """Weight bytes by type, activation bytes, and what is not known of them."""
+    if dump is None:
+        return None, None, ("weight and activation bytes: the builder logged no layer listing",)
+    if dump.unread:
+        return None, None, (f"weight and activation bytes: {len(dump.unread)} lines of the listing could not be read",)
+    weights = {t.name: t for layer in dump.kernels for t in layer.constants}.values()
+    written = {t.name: t for layer in dump.kernels for t in layer.outputs}.values()
+    odd = sorted({t.type for t in (*weights, *written) if t.type not in ELEMENT_BYTES})
+    if odd:
+        return None, None, (f"weight and activation bytes: the listing has elements of type {odd[0]}",)
+    totals = Counter[str]()
+    for tensor in weights:
+        totals[tensor.type] += _size(tensor)
+    if dynamic := sum(-1 in t.shape for t in written):
+        why = f"{dynamic} of {len(written)} tensors have a dynamic size; build for one batch size to know"
+        return dict(totals), None, (f"activation bytes: {why}",)
+    return dict(totals), sum(_size(t) for t in written), ()
 
 
-def _fusion_loss(qk: Product, pv: Product, type_: str) -> Loss:
-    if pv.softmax_readers > 1:
-        return Loss(
-            f"not fused: {pv.softmax_readers} nodes read the softmax", "compute the second use outside the attention"
-        )
-    if len({*qk.quantized, *pv.quantized}) > 1:
-        return Loss("not fused: Q/DQ on some of q, k, v and softmax only", "put Q/DQ on all four or on none")
-    if type_ == "fp32":
-        return Loss("not fused: the product is done in fp32", "convert what is float in the ONNX file to FP16")
-    return Loss("not fused; the builder gives no reason", "scale q before the product and name the shapes fixed")
+def _size(tensor: Tensor) -> int:
+    return math.prod(tensor.shape) * ELEMENT_BYTES[tensor.type]

@@ -15,26 +15,31 @@ from dataclasses import dataclass
 HEADING = "Layers:"
 LAYER = re.compile(
     r"Name: (?P<name>.*), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*)\], Constants: \[(?P<constants>.*)\], "
-    r"Outputs: \[(?P<outputs>.*)\], TacticName: (?P<tactic>.*), StreamId: \d+, Metadata: ?(?P<metadata>.*)"
+    r"Outputs: \[(?P<outputs>.*)\], TacticName: (?P<tactic>.*), StreamId: \d+, (EventId: \d+, )?Metadata: ?"
+    r"(?P<metadata>.*)"
 )
 TENSOR = re.compile(
-    r"Dimensions: \[(?P<shape>[-\d,]*)\], Strides: \[[-\d,]*\], StrideOrder: \[[-\d,]*\], Datatype: (?P<type>\w+)"
+    r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<shape>[-\d,]*)\], Strides: \[[-\d,]*\], StrideOrder: \[[-\d,]*\], "
+    r"Datatype: (?P<type>\w+)"
 )
 COUNTER = re.compile(r"_myl\d+_\d+$")
 """What the compiler appends to every layer name."""
 ORIGIN, SEPARATOR = "[ONNX Layer: ", "\x1f"
 """How the metadata marks the ONNX nodes of a layer; the separator is ASCII's unit separator, invisible above."""
 
+NO_KERNEL = frozenset({"shape_call", "signal", "wait"})
+"""Shape arithmetic on the host, and streams that wait for one another."""
 TYPES = {"Int8": "int8", "Half": "fp16", "Float": "fp32", "BFloat16": "bf16", "FP8": "fp8"}
 """The listing's data types in our words; one that is missing here keeps its own."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An operand: `shape` with -1 where dynamic, and its type as in `TYPES`."""
+    """An operand: `shape` with -1 where dynamic, its type as in `TYPES`, and the compiler's name for it."""
 
     shape: tuple[int, ...]
     type: str
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,11 @@ class LayerDump:
     layers: tuple[Layer, ...]
     unread: tuple[str, ...] = ()
 
+    @property
+    def kernels(self) -> tuple[Layer, ...]:
+        """The layers that run on the GPU."""
+        return tuple(layer for layer in self.layers if layer.type not in NO_KERNEL)
+
 
 def layer_dump_from_log(log: str) -> LayerDump | None:
     """The listing in a builder's verbose log; None where the log holds none."""
@@ -98,6 +108,6 @@ def _layer(match: re.Match[str]) -> Layer:
 
 def _tensors(text: str) -> tuple[Tensor, ...]:
     return tuple(
-        Tensor(tuple(int(d) for d in m["shape"].split(",") if d), TYPES.get(m["type"], m["type"]))
+        Tensor(tuple(int(d) for d in m["shape"].split(",") if d), TYPES.get(m["type"], m["type"]), m["name"])
         for m in TENSOR.finditer(text)
     )

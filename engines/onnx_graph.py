@@ -1,11 +1,10 @@
-"""The wiring of an ONNX file: which matrix products it has, and which of their operands come through Q/DQ.
+"""The wiring of an ONNX file: its nodes, and what it says of the types of its tensors.
 
 A deployment machine has no `onnx` package, and only names and edges are needed, so the few protobuf fields that hold
 them are read here directly (field numbers from onnx.proto3). Weights are skipped. Nodes inside the bodies of If, Loop
 and Scan are not listed: no model of ours has them.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +13,16 @@ from toolchain.errors import ModelError
 
 MODEL_GRAPH, MODEL_OPSET, MODEL_METADATA = 7, 8, 14
 ENTRY_KEY, ENTRY_VALUE = 1, 2
-GRAPH_NODE, GRAPH_INITIALIZER, TENSOR_NAME = 1, 5, 8
-NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OP = 1, 2, 3, 4
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_VALUE = 1, 5, 11, 12, 13
+TENSOR_TYPE, TENSOR_NAME = 2, 8
+VALUE_NAME, VALUE_TYPE, TYPE_TENSOR, TYPE_ELEMENT = 1, 2, 1, 1
+NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OP, NODE_ATTRIBUTE = 1, 2, 3, 4, 5
+ATTRIBUTE_NAME, ATTRIBUTE_INTEGER, ATTRIBUTE_TENSOR = 1, 3, 5
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
-LAYOUT_OPS = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
-"""They move values without changing them: runtimes slide Q and DQ across them."""
-QUANTIZATION_OPS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+ELEMENTS = {1: "fp32", 2: "uint8", 3: "int8", 10: "fp16", 11: "fp64", 16: "bf16"}
+"""ONNX's numbers of element types in our words; the others are no type of a matrix product."""
 
 
 @dataclass(frozen=True)
@@ -35,44 +36,25 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Product:
-    """A node whose cost is a matrix product.
+class Graph:
+    """What is read of a file.
 
     Attributes:
-        name: the ONNX node's name.
-        op: `MatMul`, `Gemm` or `Conv`.
-        kind: `linear` or `convolution` (constant weight), `attention` (a MatMul of two activations).
-        quantized: per operand (activation and weight; both factors for attention), whether it comes from a DQ.
-        output_quantized: a Q reads the result; an Add (the bias) may stand between.
-        shared_by: how many nodes read what comes from the DQ of its activation; 0 without one.
-        stored_int8: the weight is an INT8 constant followed by a DQ, not a floating one followed by Q and DQ.
-        softmax_readers: how many nodes read the softmax that feeds its first operand; 0: none does.
-        unique: no other product has this name.
+        nodes: in file order, which is topological.
+        initializers: their names.
+        metadata: what travels in the file's `metadata_props`.
+        types: tensor -> element type as in `ELEMENTS`, where the file says it: of inputs, outputs, initializers and
+            annotated values, and of what Cast and Constant make.
     """
-
-    name: str
-    op: str
-    output: str
-    kind: str
-    quantized: tuple[bool, bool]
-    output_quantized: bool = False
-    shared_by: int = 0
-    stored_int8: bool = False
-    softmax_readers: int = 0
-    unique: bool = True
-
-
-@dataclass(frozen=True)
-class Graph:
-    """Nodes in file order, the names of the initializers, and what travels in the file's `metadata_props`."""
 
     nodes: tuple[Node, ...]
     initializers: frozenset[str]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    types: Mapping[str, str] = field(default_factory=dict)
 
 
 def graph_from_onnx(path: Path) -> Graph:
-    """Read the nodes, the initializers' names and the metadata.
+    """Read the nodes, the initializers' names, the types and the metadata.
 
     Raises:
         ModelError: the file is missing, cut short, or no ONNX model.
@@ -89,88 +71,14 @@ def graph_from_onnx(path: Path) -> Graph:
         members = list(_fields(graph))
         nodes = tuple(_node(value) for number, value in members if number == GRAPH_NODE)
         initializers = frozenset(_text(value, TENSOR_NAME) for number, value in members if number == GRAPH_INITIALIZER)
+        types = {name: type_ for number, value in members for name, type_ in _types(number, value)}
         entries = [value for number, value in fields if number == MODEL_METADATA]
         metadata = {_text(entry, ENTRY_KEY): _text(entry, ENTRY_VALUE) for entry in entries}
     except ValueError as error:
         raise ModelError(f"{path} is no whole ONNX model: export it again.") from error
     if not nodes:
         raise ModelError(f"{path} holds no nodes: export the model again.")
-    return Graph(nodes, initializers, metadata)
-
-
-def products_of(graph: Graph) -> tuple[Product, ...]:
-    """Every MatMul, Gemm and Conv that is not folded away, in file order."""
-    constants = set(graph.initializers)
-    for node in graph.nodes:
-        # File order is topological order, so one pass finds everything that can be computed ahead of time.
-        if all(name in constants for name in node.inputs if name) and (node.inputs or node.op == "Constant"):
-            constants.update(node.outputs)
-    wiring = _Wiring(graph)
-    found = [n for n in graph.nodes if n.op in ("MatMul", "Gemm", "Conv") and not constants.issuperset(n.outputs)]
-    names = Counter(n.label for n in found)
-    return tuple(wiring.product(n, constants, unique=names[n.label] == 1) for n in found)
-
-
-class _Wiring:
-    """Who makes and who reads each tensor."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.maker = {name: node for node in graph.nodes for name in node.outputs}
-        self.readers: dict[str, list[Node]] = {}
-        for node in graph.nodes:
-            for name in set(node.inputs):
-                self.readers.setdefault(name, []).append(node)
-
-    def product(self, node: Node, constants: set[str], *, unique: bool) -> Product:
-        first, second = node.inputs[0], node.inputs[1]
-        if first in constants:
-            # A constant on the left: the activation is the other operand.
-            first, second = second, first
-        kind = "convolution" if node.op == "Conv" else "linear" if second in constants else "attention"
-        # Probabilities stand on the left of the values that they mix; RPAM's second hop has them on the right.
-        softmax = self._source(first, LAYOUT_OPS | QUANTIZATION_OPS)
-        probabilities = softmax.outputs[0] if softmax and softmax.op == "Softmax" else ""
-        return Product(
-            name=node.label,
-            op=node.op,
-            output=node.outputs[0],
-            kind=kind,
-            quantized=(self._dequantized(first), self._dequantized(second)),
-            output_quantized=self._requantized(node.outputs[0]),
-            shared_by=self._shared_by(first),
-            stored_int8=kind != "attention" and self._stored_int8(second),
-            softmax_readers=len(self.readers.get(probabilities, [])),
-            unique=unique,
-        )
-
-    def _source(self, tensor: str, across: frozenset[str]) -> Node | None:
-        node = self.maker.get(tensor)
-        while node is not None and node.op in across:
-            node = self.maker.get(node.inputs[0])
-        return node
-
-    def _dequantized(self, tensor: str) -> bool:
-        source = self._source(tensor, LAYOUT_OPS)
-        return source is not None and source.op == "DequantizeLinear"
-
-    def _shared_by(self, tensor: str) -> int:
-        if not self._dequantized(tensor):
-            return 0
-        readers, node = len(self.readers[tensor]), self.maker[tensor]
-        while node.op in LAYOUT_OPS:
-            readers = max(readers, len(self.readers[node.inputs[0]]))
-            node = self.maker[node.inputs[0]]
-        return readers
-
-    def _stored_int8(self, weight: str) -> bool:
-        dq = self._source(weight, LAYOUT_OPS)
-        return dq is not None and dq.op == "DequantizeLinear" and self._source(dq.inputs[0], LAYOUT_OPS) is None
-
-    def _requantized(self, tensor: str) -> bool:
-        readers = self.readers.get(tensor, [])
-        while len(readers) == 1 and (readers[0].op in LAYOUT_OPS or readers[0].op == "Add"):
-            readers = self.readers.get(readers[0].outputs[0], [])
-        return len(readers) == 1 and readers[0].op == "QuantizeLinear"
+    return Graph(nodes, initializers, metadata, types)
 
 
 def _node(content: memoryview) -> Node:
@@ -186,18 +94,58 @@ def _node(content: memoryview) -> Node:
     return Node(name, texts[NODE_OP][0], texts[NODE_INPUT], outputs)
 
 
+def _types(number: int, member: memoryview) -> Iterator[tuple[str, str]]:
+    """The names and element types that a member of the graph states."""
+    if number == GRAPH_INITIALIZER:
+        yield from _typed(_text(member, TENSOR_NAME), _integer(member, TENSOR_TYPE))
+    elif number in (GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_VALUE):
+        element = _integer(_inside(_inside(member, VALUE_TYPE), TYPE_TENSOR), TYPE_ELEMENT)
+        yield from _typed(_text(member, VALUE_NAME), element)
+    elif number == GRAPH_NODE and _text(member, NODE_OP) in ("Cast", "Constant"):
+        for key, attribute in _fields(member):
+            name = _text(attribute, ATTRIBUTE_NAME) if key == NODE_ATTRIBUTE else ""
+            if name == "to":
+                yield from _typed(_text(member, NODE_OUTPUT), _integer(attribute, ATTRIBUTE_INTEGER))
+            elif name == "value":
+                tensor = _inside(attribute, ATTRIBUTE_TENSOR)
+                yield from _typed(_text(member, NODE_OUTPUT), _integer(tensor, TENSOR_TYPE))
+
+
+def _typed(name: str, element: int) -> Iterator[tuple[str, str]]:
+    if element in ELEMENTS:
+        yield name, ELEMENTS[element]
+
+
 def _text(content: memoryview, number: int) -> str:
     return "".join(str(value, "utf-8") for key, value in _fields(content) if key == number)
 
 
+def _inside(content: memoryview, number: int) -> memoryview:
+    """The message in this field, empty where there is none."""
+    return next((value for key, value in _fields(content) if key == number), memoryview(b""))
+
+
+def _integer(content: memoryview, number: int) -> int:
+    """The number in this field, 0 where there is none: protobuf's own default."""
+    return next((value for key, value in _members(content) if key == number and isinstance(value, int)), 0)
+
+
 def _fields(content: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and content of each length-delimited field; numbers are skipped. ValueError: no protobuf, or cut short."""
+    """Number and content of each length-delimited field. ValueError: no protobuf, or cut short."""
+    for number, value in _members(content):
+        if not isinstance(value, int):
+            yield number, value
+
+
+def _members(content: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Every field but those of fixed width, which hold nothing that is read here."""
     position = 0
     while position < len(content):
         tag, position = _varint(content, position)
         number, wire = tag >> 3, tag & 7
         if wire == VARINT:
-            _, position = _varint(content, position)
+            value, position = _varint(content, position)
+            yield number, value
             continue
         if wire == BYTES:
             size, position = _varint(content, position)

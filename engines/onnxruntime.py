@@ -16,7 +16,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from engines.backend import Availability, BuildOptions, Feeds, Timings, check_feeds
-from engines.onnx_graph import Product, graph_from_onnx, products_of
+from engines.onnx_graph import graph_from_onnx
+from engines.products import Product, products_of
 from engines.ran_products import Kernel
 from engines.sealing import KIND, opened, sealed, session_metadata
 from toolchain.artifacts import Artifact, load, sidecar_of, writing

@@ -10,8 +10,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engines.inspection import RAN, UNKNOWN, Inspection, Loss, ProductReport, missing_q_dq
-from engines.onnx_graph import Product
+from engines.inspection import RAN, Inspection, Loss, ProductReport
+from engines.losses import falls_short, missing_q_dq
+from engines.products import UNKNOWN, Product
 
 INT8_OPS = frozenset(
     {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"}
@@ -23,6 +24,12 @@ TYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 APPENDED = re.compile(r"(/\w+Fusion/?|_token_\d+)+$")
 HALF_PRECISION_CAST = "InsertedPrecisionFreeCast_"
 """What ONNX Runtime calls the casts around a float16 node that its CPU provider computes in float32."""
+
+NAMED = "a kernel is found by the name of its node"
+CPU_IS_FP32 = "ONNX Runtime's CPU provider computes float16 models in float32"
+OUTPUT = "ONNX Runtime's INT8 convolution and Gemm with a bias write INT8"
+OWN_DQ = "ONNX Runtime joins a DQ with the one node that reads it"
+JOINED = "ONNX Runtime joins Q/DQ of int8 and zero point 0 with the product between"
 
 
 @dataclass(frozen=True)
@@ -43,19 +50,23 @@ def inspection_from_kernels(backend: str, products: Sequence[Product], kernels: 
         products=tuple(_report(p, kernels, emulated=emulated) for p in products),
         layers=len(kernels),
         fused_attention=sum(k.op in ATTENTION_OPS for k in kernels),
+        untold=("weight and activation bytes: ONNX Runtime's profiler does not list them",),
     )
 
 
 def _report(product: Product, kernels: Sequence[Kernel], *, emulated: bool) -> ProductReport:
     ran = [k for k in kernels if _belongs(k, product)]
+    type_, op = UNKNOWN, ""
+    loss: Loss | None = None
     if len(ran) != 1 or not product.unique:
         why = "several nodes have this name" if ran else "no kernel that ran bears this name"
-        nameless = Loss(why, "give every node a name of its own and keep it through the export")
-        return ProductReport(product.name, product.op, product.kind, UNKNOWN, "", nameless)
-    (kernel,) = ran
-    type_ = "int8" if kernel.op in INT8_OPS else TYPES.get(next(iter(kernel.inputs), ""), UNKNOWN)
-    loss = None if type_ == "int8" or product.kind == "attention" else _loss(product, kernel, emulated=emulated)
-    return ProductReport(product.name, product.op, product.kind, type_, kernel.op, loss)
+        loss = Loss(why, "give every node a name of its own and keep it through the export", NAMED)
+    else:
+        (kernel,) = ran
+        op, type_ = kernel.op, "int8" if kernel.op in INT8_OPS else TYPES.get(next(iter(kernel.inputs), ""), UNKNOWN)
+        if type_ != "int8" and (product.weighted or falls_short(product.asked, type_)):
+            loss = _loss(product, kernel, emulated=emulated)
+    return ProductReport(product.name, product.op, product.kind, type_, op, loss, product.asked, product.softmax)
 
 
 def _belongs(kernel: Kernel, product: Product) -> bool:
@@ -65,17 +76,20 @@ def _belongs(kernel: Kernel, product: Product) -> bool:
 
 
 def _loss(product: Product, kernel: Kernel, *, emulated: bool) -> Loss:
+    if emulated and product.asked == "fp16":
+        return Loss("computed in fp32, between casts", "keep the model in FP32 for this backend", CPU_IS_FP32)
     missing = missing_q_dq(product)
     if missing is not None:
         return missing
     if emulated:
-        return Loss(
-            "ONNX Runtime's CPU has INT8 kernels for fp32 models only", "keep the model in FP32 for this backend"
-        )
+        reason = "ONNX Runtime's CPU has INT8 kernels for fp32 models only"
+        return Loss(reason, "keep the model in FP32 for this backend", CPU_IS_FP32)
     if kernel.op in ("Conv", "FusedConv", "Gemm", "FusedGemm") and not product.output_quantized:
         what = "INT8 convolution" if product.op == "Conv" else "INT8 Gemm with a bias"
-        return Loss(f"ONNX Runtime's {what} needs a Q on its output too", "accept fp32 here, or quantize the output")
+        reason = f"ONNX Runtime's {what} needs a Q on its output too"
+        return Loss(reason, "accept fp32 here, or quantize the output", OUTPUT)
     if product.shared_by > 1:
         reason = f"ONNX Runtime did not join the Q/DQ and the product: {product.shared_by} nodes read the same DQ"
-        return Loss(reason, "give each a DQ of its own")
-    return Loss("ONNX Runtime did not join the Q/DQ and the product", "use int8 with zero point 0 on both operands")
+        return Loss(reason, "give each a DQ of its own", OWN_DQ)
+    fix = "use int8 with zero point 0 on both operands"
+    return Loss("ONNX Runtime did not join the Q/DQ and the product", fix, JOINED)

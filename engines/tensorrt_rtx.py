@@ -16,7 +16,8 @@ from typing import Any
 from engines.backend import Availability, BatchProfile, BuildOptions, Session
 from engines.compiled_products import inspection_from_dump
 from engines.layer_dump import layer_dump_from_log
-from engines.onnx_graph import graph_from_onnx, products_of
+from engines.onnx_graph import graph_from_onnx
+from engines.products import computed_nodes, products_of
 from engines.sealing import opened, sealed
 from toolchain.artifacts import Artifact, gpu_description, writing
 from toolchain.errors import BackendError, BackendUnavailable, LctrError, UsageError
@@ -54,14 +55,15 @@ class TensorRTRTXBackend:
 
     def build(self, model: Path, output: Path, options: BuildOptions, progress: Progress = silent) -> Artifact:
         """Compile; the sidecar's `compiled` is the `Inspection` of what the builder listed."""
-        products = products_of(graph_from_onnx(model))
+        graph = graph_from_onnx(model)
         availability = self.availability()
         if not availability.build:
             raise BackendUnavailable(availability.reason)
         engine, log = _compiled(model, options, progress)
         with writing(output) as temporary:
             temporary.write_bytes(engine)
-        inspection = inspection_from_dump(self.name, products, layer_dump_from_log(log))
+        listing = layer_dump_from_log(log)
+        inspection = inspection_from_dump(self.name, products_of(graph), listing, computed_nodes(graph))
         return sealed(model, output, self.name, options, {"compiled": inspection.as_dict()})
 
     def open(self, engine: Path) -> AbstractContextManager[Session]:

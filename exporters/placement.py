@@ -2,10 +2,14 @@
 
 Rules, in the order in which they are asked of each node:
 1. Only products are sites: MatMul, Gemm and Conv. Softmax, LayerNorm and the rest of a transformer are left: their
-   values span too many magnitudes for 8 bits (spec/lctr.md, "Numbers that FP16 cannot hold").
-2. Residual adds are left: quantizing them gains no speed and has cost one ViT all of its accuracy (spec/fdda.md).
+   values span too many magnitudes for 8 bits (spec/lctr.md, "Numbers that FP16 cannot hold"). BatchNorm is left where
+   the exporter did not fold it: it scales whole channels, and the convolution's weight has a scale for each already.
+2. Residual adds are left: quantizing them gains no speed and has cost one ViT all of its accuracy (spec/fdda.md). An
+   addition of a constant, such as a bias, is no site either and is not mentioned.
 3. A node that the user keeps in float is left, routing first of all. A pattern that matches no product is an error.
-4. A product of two activations (attention) is left: quantized in part it loses the fused kernel, so none of them is.
+4. Attention is quantized whole or not at all: q, k, v and the probabilities, or none of them, because in part it loses
+   the fused kernel (spec/tensorrt.md). `none` is the default; `all` quantizes every attention. A pattern of rule 3
+   that keeps one product of an attention keeps both. Other products of two activations (RPAM's hops) are left.
 5. The weight is the second operand. A constant first operand is left: engines quantize activation x weight only.
 6. A weight is constant if it is an initializer, or made of constants by data movement alone.
 7. A MatMul or Gemm weight is 2-D: (K, N), or (N, K) for Gemm with transB. Gemm with transA is left. Others are left.
@@ -14,7 +18,7 @@ Rules, in the order in which they are asked of each node:
 """
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -24,7 +28,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from toolchain.errors import ModelError, UsageError
+from exporters.attention import attention_products
+from toolchain.errors import ModelError, UsageError, chosen
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 MOVEMENT = {
@@ -38,6 +43,7 @@ LEFT_OPERATORS = {
     "InstanceNormalization": "normalization stays float (rule 1)",
     "GroupNormalization": "normalization stays float (rule 1)",
     "RMSNormalization": "normalization stays float (rule 1)",
+    "BatchNormalization": "it scales the channels of a convolution whose weight has a scale for each (rule 1)",
     "Attention": "attention products: none is quantized, for one alone would lose the fused kernel (rule 4)",
     "ConvTranspose": "transposed convolutions are not covered (rule 9)",
     "Einsum": "einsum is not covered; export it as MatMul (rule 9)",
@@ -45,6 +51,8 @@ LEFT_OPERATORS = {
     "Loop": "what stands in a control-flow body is not covered (rule 9)",
     "Scan": "what stands in a control-flow body is not covered (rule 9)",
 }
+ATTENTION = {"none": False, "all": True}
+"""Which attention is quantized, as a user says it (rule 4)."""
 SCOPE_KEY = "pkg.torch.onnx.name_scopes"
 
 
@@ -74,6 +82,21 @@ class Site:
 
 
 @dataclass(frozen=True)
+class AttentionSite:
+    """Both products of one attention: queries x keys, then probabilities x values.
+
+    Attributes:
+        names: of the two nodes, or of their outputs where they have none.
+        operands: the tensors that each multiplies, four activations of which each gets one scale.
+        outputs: of the two nodes, unique in the graph.
+    """
+
+    names: tuple[str, str]
+    operands: tuple[tuple[str, str], tuple[str, str]]
+    outputs: tuple[str, str]
+
+
+@dataclass(frozen=True)
 class Left:
     """One node that stays float.
 
@@ -90,15 +113,17 @@ class Left:
 
 @dataclass(frozen=True)
 class Placement:
-    """The policy applied to one graph, both lists in graph order."""
+    """The policy applied to one graph, each list in graph order."""
 
     sites: tuple[Site, ...]
     left: tuple[Left, ...]
+    attention: tuple[AttentionSite, ...] = ()
 
     @property
     def activations(self) -> tuple[str, ...]:
-        """The tensors to observe, each once, in graph order."""
-        return tuple(dict.fromkeys(site.activation for site in self.sites))
+        """The tensors to observe, each once: those of the sites in graph order, then those of attention."""
+        multiplied = [name for site in self.attention for pair in site.operands for name in pair]
+        return tuple(dict.fromkeys([*(site.activation for site in self.sites), *multiplied]))
 
 
 class Constants:
@@ -133,19 +158,23 @@ class Constants:
         return np.asarray([*values][list(maker.output).index(tensor)])
 
 
-def placement_from_model(model: onnx.ModelProto, keep_float: Sequence[str] = ()) -> Placement:
+def placement_from_model(model: onnx.ModelProto, keep_float: Sequence[str] = (), attention: str = "none") -> Placement:
     """Apply the rules to a float graph; the model is not changed.
 
     Args:
         model: float ONNX model.
         keep_float: glob patterns of products to leave in float (rule 3), each matched against the node's name, its
             torch module's dotted path and its weight's name, case-sensitively: `*_routing_fn_two*`.
+        attention: a key of `ATTENTION` (rule 4).
 
     Raises:
         ModelError: the model is quantized already.
-        UsageError: a pattern matches no product.
+        UsageError: a pattern matches no product, or another `attention`.
     """
     constants = Constants(model)
+    whole = chosen("--attention", attention, ATTENTION)
+    attention_sites = _attention_sites(model, constants, keep_float) if whole else ()
+    in_attention = {output for site in attention_sites for output in site.outputs}
     unmatched = dict.fromkeys(keep_float)
     sites: list[Site] = []
     left: list[Left] = []
@@ -155,17 +184,26 @@ def placement_from_model(model: onnx.ModelProto, keep_float: Sequence[str] = ())
         matching = _matching(node, keep_float) if node.op_type in PRODUCTS else []
         for pattern in matching:
             unmatched.pop(pattern, None)
-        reason = _reason_to_leave(node, matching, constants)
+        reason = _reason_to_leave(node, matching, constants, in_attention)
         if reason:
             left.append(Left(name_of(node), node.op_type, reason))
-        elif node.op_type in PRODUCTS:
+        elif node.op_type in PRODUCTS and node.output[0] not in in_attention:
             sites.append(_site(node))
     if unmatched:
         raise UsageError(
             f"The keep-float pattern '{next(iter(unmatched))}' matches no linear or convolution of the model: "
             "correct it or leave it out."
         )
-    return Placement(tuple(sites), tuple(left))
+    return Placement(tuple(sites), tuple(left), attention_sites)
+
+
+def casts_of(model: onnx.ModelProto, tensor: str) -> tuple[str, ...]:
+    """The tensor and whatever is made of it by Cast alone: the same values, the types apart."""
+    same = {tensor: None}
+    for node in model.graph.node:
+        if node.op_type == "Cast" and node.input[0] in same:
+            same[node.output[0]] = None
+    return tuple(same)
 
 
 def name_of(node: onnx.NodeProto) -> str:
@@ -197,7 +235,29 @@ def _site(node: onnx.NodeProto) -> Site:
     return Site(name_of(node), module_of(node), node.op_type, activation, weight, axis, bias, node.output[0])
 
 
-def _reason_to_leave(node: onnx.NodeProto, matching: Sequence[str], constants: Constants) -> str:
+def _attention_sites(
+    model: onnx.ModelProto, constants: Constants, keep_float: Sequence[str]
+) -> tuple[AttentionSite, ...]:
+    """Rule 4: both products of every attention, unless a pattern keeps one of them."""
+    pairs = attention_products(model, lambda node: _multiplies_activations(node, constants))
+    return tuple(
+        AttentionSite(
+            names=(name_of(scores), name_of(mixing)),
+            operands=((scores.input[0], scores.input[1]), (mixing.input[0], mixing.input[1])),
+            outputs=(scores.output[0], mixing.output[0]),
+        )
+        for scores, mixing in pairs
+        if not _matching(scores, keep_float) and not _matching(mixing, keep_float)
+    )
+
+
+def _multiplies_activations(node: onnx.NodeProto, constants: Constants) -> bool:
+    return node.op_type == "MatMul" and not any(constants.has(name) for name in node.input)
+
+
+def _reason_to_leave(
+    node: onnx.NodeProto, matching: Sequence[str], constants: Constants, in_attention: Collection[str]
+) -> str:
     """Why the node stays float; "" for a site, and for an operator that no one would expect to be quantized."""
     if node.op_type == "Add":
         two_activations = not any(constants.has(name) for name in node.input)
@@ -206,10 +266,14 @@ def _reason_to_leave(node: onnx.NodeProto, matching: Sequence[str], constants: C
         return LEFT_OPERATORS.get(node.op_type, "")
     if matching:
         return f"kept float by pattern '{matching[0]}' (rule 3)"
+    if node.output[0] in in_attention:
+        return ""
     first, second = (constants.has(name) for name in node.input[:2])
     if not second:
         if first:
             return "the constant is the first operand, not the second (rule 5)"
+        if node.op_type == "MatMul" and in_attention:
+            return "product of two activations outside the attention that is quantized whole (rule 4)"
         if node.op_type == "MatMul":
             return "product of two activations: attention products, all or none, here none (rule 4)"
         return f"the weight '{node.input[1]}' is not constant (rule 6)"

@@ -3,7 +3,8 @@
 Rules:
 1. Symmetric int8, zero point 0, scale = amax / 127 (spec/tensorrt.md: a zero point other than 0 is refused).
 2. One Q/DQ pair per activation tensor, per-tensor scale; all sites that read the tensor share it. Readers that are no
-   sites (a residual add, a kept linear) go on reading the float tensor.
+   sites (a residual add, a kept linear) go on reading the float tensor. Both operands of a product of attention are
+   activations (rule 4 of the placement).
 3. A weight stays float and gets Q + DQ per output channel, never a pre-quantized initializer: TensorRT compiles a
    packed qkv with an int8 initializer silently as an FP16 product.
 4. A bias stays float: TensorRT takes no int32 bias.
@@ -31,7 +32,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.placement import Constants, Left, Placement, Site, name_of
+from exporters.placement import AttentionSite, Constants, Left, Placement, Site, name_of
 from exporters.scales import activation_scale, bias_bound, channel_scales
 from toolchain.errors import ModelError
 
@@ -43,7 +44,8 @@ class Quantized:
     """What insertion did.
 
     Attributes:
-        sites: what is quantized now.
+        sites: linears and convolutions that are quantized now.
+        attention: attention that is quantized now, whole.
         left: what was left float, and why.
         scales: activation tensor -> scale.
         zero_activations: activations that were 0 on every image (rule 7).
@@ -53,12 +55,18 @@ class Quantized:
     """
 
     sites: tuple[Site, ...]
+    attention: tuple[AttentionSite, ...]
     left: tuple[Left, ...]
     scales: Mapping[str, float]
     zero_activations: tuple[str, ...]
     zero_channels: Mapping[str, int]
     widened_channels: Mapping[str, int]
     gathers: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all products that are quantized now."""
+        return (*(site.name for site in self.sites), *(name for site in self.attention for name in site.names))
 
 
 def observer_from_float(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
@@ -102,7 +110,7 @@ def qdq_from_float(
     """
     _require(model, placement, amax)
     constants = Constants(model)
-    types = {site.activation: constants.value(site.weight).dtype for site in placement.sites}
+    types = _types(model, placement, constants)
     scales = {name: activation_scale(name, amax[name], dtype) for name, dtype in types.items()}
     inserted = _Inserted(_tensor_names(model))
     for name, scale in scales.items():
@@ -123,6 +131,7 @@ def qdq_from_float(
     _check(quantized)
     return quantized, Quantized(
         sites=placement.sites,
+        attention=placement.attention,
         left=placement.left,
         scales=scales,
         zero_activations=tuple(name for name in scales if amax[name] == 0),
@@ -228,6 +237,27 @@ def _weight_base(site: Site) -> str:
     return f"{site.weight}/axis{site.axis}"
 
 
+def _operands(placement: Placement) -> dict[str, tuple[str, str]]:
+    """Output of each quantized product -> base names of the pairs that it reads."""
+    products = {site.output: (site.activation, _weight_base(site)) for site in placement.sites}
+    attention = [pair for site in placement.attention for pair in zip(site.outputs, site.operands, strict=True)]
+    return products | dict(attention)
+
+
+def _types(model: onnx.ModelProto, placement: Placement, constants: Constants) -> dict[str, np.dtype[np.generic]]:
+    """Of each activation: what its weight is, or what it is recorded to be where it meets no weight (rule 5)."""
+    types = {site.activation: constants.value(site.weight).dtype for site in placement.sites}
+    met = set(placement.activations) - set(types)
+    graph = onnx.shape_inference.infer_shapes(model).graph if met else model.graph
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        if value.name in met:
+            types[value.name] = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    unknown = met - set(types)
+    if unknown:
+        raise ModelError(f"The type of tensor '{min(unknown)}' is not recorded: export the model with its shapes.")
+    return types
+
+
 def _readers_of_weights(placement: Placement) -> dict[str, list[Site]]:
     """Base name of a weight's pair -> the sites that read it."""
     readers: dict[str, list[Site]] = {}
@@ -250,16 +280,14 @@ def _rewired(model: onnx.ModelProto, placement: Placement, inserted: _Inserted) 
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
     quantized.graph.initializer.extend(inserted.initializers)
-    sites = {site.output: site for site in placement.sites}
+    multiplied = _operands(placement)
     pending = dict(inserted.pairs)
     nodes: list[onnx.NodeProto] = []
     for node in quantized.graph.node:
-        site = sites.get(node.output[0])
         base, gather = inserted.gathered.get(node.output[0], ("", [node]))
-        if site is not None:
-            for name in (site.activation, _weight_base(site)):
-                nodes += pending.pop(name, [])
-            node.input[0], node.input[1] = dequantized(site.activation), dequantized(_weight_base(site))
+        for position, operand in enumerate(multiplied.get(node.output[0], ())):
+            nodes += pending.pop(operand, [])
+            node.input[position] = dequantized(operand)
         nodes += [*pending.pop(base, []), *gather]
     del quantized.graph.node[:]
     quantized.graph.node.extend(nodes)
@@ -285,10 +313,12 @@ def _require(model: onnx.ModelProto, placement: Placement, amax: Mapping[str, fl
     if opset < LEAST_OPSET:
         raise ModelError(f"The model has opset {opset}: export it with opset {LEAST_OPSET} or later to quantize it.")
     operands = {node.output[0]: list(node.input[:2]) for node in model.graph.node}
-    for site in placement.sites:
-        if operands.get(site.output) != [site.activation, site.weight]:
-            raise ModelError(f"The placement's '{site.name}' is not in the model: compute it from this very model.")
-        if site.activation not in amax:
-            raise ModelError(
-                f"Tensor '{site.activation}' has no range: it was not observed; compute the ranges of this model."
-            )
+    placed = [(s.name, s.output, (s.activation, s.weight)) for s in placement.sites]
+    for attention in placement.attention:
+        placed += zip(attention.names, attention.outputs, attention.operands, strict=True)
+    for name, output, expected in placed:
+        if operands.get(output) != [*expected]:
+            raise ModelError(f"The placement's '{name}' is not in the model: compute it from this very model.")
+    missing = [tensor for tensor in placement.activations if tensor not in amax]
+    if missing:
+        raise ModelError(f"Tensor '{missing[0]}' has no range: it was not observed; compute the ranges of this model.")

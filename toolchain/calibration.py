@@ -4,18 +4,20 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calib import image_set
-from exporters.image_input import ImageInput
 from toolchain.card import card_from_metadata
 from toolchain.data.sources import files_of, open_data
 from toolchain.errors import UsageError
 from toolchain.evaluation import batches
 from toolchain.preprocessing import Preprocessing, imagenet
+
+if TYPE_CHECKING:
+    from exporters.image_input import ImageInput
 
 Floats = NDArray[np.float32]
 BATCH = 4
@@ -63,7 +65,7 @@ class Stated:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-def window_of(metadata: Mapping[str, str], taken: ImageInput, stated: Stated, model: Path) -> Preprocessing:
+def window_of(metadata: Mapping[str, str], taken: "ImageInput", stated: Stated, model: Path) -> Preprocessing:
     """From an image file to the input of a model: what its metadata says, or else what the user does.
 
     Of a foreign model nobody knows the crop, so it gets the usual one: the short side is brought to 8/7 of the input,

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from engines.inspection import COMPILED, RAN, Inspection, inspection_from_dict
+from engines.products import CONVOLUTION, LINEAR
 from toolchain.artifacts import Artifact, writing
 from toolchain.boxes import IOU_NEEDED, iou
 from toolchain.errors import ArtifactError
@@ -203,12 +204,14 @@ def _place(inspections: Iterable[Inspection]) -> str:
 
 
 def _compiled(name: str, found: Inspection, not_run: str) -> Claim:
-    products = [p for p in found.products if p.kind != "attention"]
+    products = [p for p in found.products if p.kind in (LINEAR, CONVOLUTION)]
     int8 = sum(p.type == "int8" for p in products)
     unknown = sum(p.type == "unknown" for p in products)
     what = f"{TITLES.get(found.backend, found.backend)} engine{f' {name}' if name else ''}"
     rest = f" ({unknown} unknown)" if unknown else ""
-    count = f"{int8} of {len(products)} linears and convolutions INT8{rest}"
+    totals = found.totals
+    attention = f", {totals['attention_fused']} of {totals['attention_possible']} attention fused"
+    count = f"{int8} of {len(products)} linears and convolutions INT8{rest}{attention if found.attention else ''}"
     ending = f"; not run: {_clause(not_run)}." if not_run else "."
     return Claim(f"{int8} of {len(products)} INT8", f"{what}: compiled ahead of time, {count}{ending}")
 

@@ -16,7 +16,7 @@ from exporters.calibration_cache import cache_from_amax, tensors_of_implicit
 from exporters.equalization import Equalized, Exponents, equalizable, equalized_from_float, exponents_of
 from exporters.files import metadata_of, read_onnx, write_onnx
 from exporters.image_input import image_input_of
-from exporters.placement import Placement, placement_from_model
+from exporters.placement import Placement, casts_of, placement_from_model
 from exporters.qdq import Quantized, graph_hash, observer_from_float, qdq_from_float
 from exporters.torch_export import onnx_from_torch
 from toolchain import calibration
@@ -25,6 +25,7 @@ from toolchain.calibration import CalibrationSource
 from toolchain.data.sources import files_of, open_data
 from toolchain.errors import ArtifactError, UsageError, chosen
 from toolchain.evaluation import batches
+from toolchain.half_precision import float16_from_weights, with_activations
 from toolchain.model import checkpoint
 from toolchain.model.deployment import AllMaps, DeployedLctr
 from toolchain.model.lctr import ClassMaps, Lctr, Localized
@@ -181,7 +182,15 @@ def _class_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return localizer.classify(localizer.cues(images)).logits
 
 
-def float_onnx(model: Path, output: Path, *, precision: str = "fp32", maps: str = "top1") -> Made:
+def float_onnx(
+    model: Path,
+    output: Path,
+    *,
+    precision: str = "fp32",
+    maps: str = "top1",
+    source: CalibrationSource | None = None,
+    progress: Progress = silent,
+) -> Made:
     """The localizer as ONNX in its deployed form, compared with the plain model before it gets its name.
 
     Args:
@@ -189,15 +198,22 @@ def float_onnx(model: Path, output: Path, *, precision: str = "fp32", maps: str 
         output: ONNX file to write.
         precision: `fp32` or `fp16`; inputs and outputs are float32 in both.
         maps: `top1` for the predicted class's fused map, `all` for every class's map and RPAM's.
+        source: images on which to look for what FP16 cannot hold of the activations; of the weights is always looked.
+        progress: of the images.
 
     Raises:
-        UsageError: another precision, or other maps.
-        ArtifactError, ModelError: the checkpoint cannot be used.
+        UsageError: another precision, other maps, or images where nothing is in FP16.
+        ArtifactError, ModelError: the checkpoint cannot be used, or FP16 cannot hold it.
         ParityError: the graph deviates from the plain model by more than the precision's tolerance.
     """
     dtype, names = chosen("--precision", precision, PRECISIONS), chosen("--maps", maps, MAPS)
-    parameters, inputs = {"precision": precision, "maps": maps}, {"model": model}
-    code = code_version("exporters", "toolchain/model")
+    if source and precision != "fp16":
+        raise UsageError(f"Images show what FP16 cannot hold, and --precision is {precision}: leave --images out.")
+    parameters: dict[str, object] = {"precision": precision, "maps": maps}
+    inputs = {"model": model}
+    if source:
+        parameters, inputs = parameters | {"source": source.parameters}, inputs | dict(source.inputs)
+    code = code_version("exporters", "toolchain/model", "toolchain/half_precision.py", "calib/float16.py")
     found = reusable(output, ONNX, parameters=parameters, inputs=inputs, code=code)
     if found:
         return Made(found, True)
@@ -205,13 +221,24 @@ def float_onnx(model: Path, output: Path, *, precision: str = "fp32", maps: str 
     metadata = card.to_metadata()
     size = card.preprocessing.image_size
     every = maps == "all"
-    deployed = DeployedLctr(network, all_maps=every, precision=dtype)
+
+    def export(as_type: torch.dtype, path: Path) -> None:
+        deployed = DeployedLctr(network, all_maps=every, precision=as_type)
+        write_onnx(onnx_from_torch(deployed, image_size=size, metadata=metadata, output_names=names), path)
+
+    half = float16_from_weights(network) if precision == "fp16" else None
     with writing(output) as temporary:
-        write_onnx(onnx_from_torch(deployed, image_size=size, metadata=metadata, output_names=names), temporary)
+        export(dtype, temporary)
+        if half and source:
+            # In the same room, as what is observed there: both go when the block ends.
+            single = temporary.with_name("float32.onnx")
+            export(torch.float32, single)
+            images = source.images(card.preprocessing)
+            half = with_activations(half, single, temporary, images, total=source.count, progress=progress)
         held = parity.compare(
             AllMaps(network) if every else network, temporary, image_size=size, tolerance=TOLERANCES[precision]
         )
-    facts = {**metadata, "parity": held.as_dict()}
+    facts = {**metadata, "parity": held.as_dict()} | ({"float16": half.as_dict()} if half else {})
     return Made(seal(output, ONNX, parameters=parameters, inputs=inputs, metadata=facts, code=code), False)
 
 
@@ -223,6 +250,7 @@ def int8_onnx(
     method: str = "auto",
     keep_float: tuple[str, ...] = (),
     equalize: bool = True,
+    attention: str = "none",
     stated: calibration.Stated = NOTHING_STATED,
     implicit: bool = False,
     progress: Progress = silent,
@@ -236,6 +264,7 @@ def int8_onnx(
         method: how a tensor's range is chosen.
         keep_float: patterns of products to leave float; in a localizer CDM's routing always is.
         equalize: whether the spread between an activation's channels moves into the weights first.
+        attention: `none`, or `all` to quantize the four operands of each attention.
         stated: how images are prepared, where the model does not say it.
         implicit: whether to observe also what a calibration cache needs.
         progress: in images.
@@ -249,9 +278,9 @@ def int8_onnx(
             "beside --cache."
         )
     choices = {"method": method, "implicit": implicit, "equalize": equalize}
-    parameters = {**source.parameters, **stated.parameters, **choices}
+    parameters = {**source.parameters, **stated.parameters, **_placing(keep_float, attention), **choices}
     inputs = {"model": model, **source.inputs}
-    if found := _reusable_int8(output, parameters, inputs, keep_float):
+    if found := _reusable_int8(output, parameters, inputs):
         return found
     graph = read_onnx(model)
     taken = image_input_of(graph)
@@ -260,43 +289,46 @@ def int8_onnx(
         # In the same room: it goes when the block ends, however that is.
         observer = temporary.with_name("observer.onnx")
         exponents = _exponents(graph, observer, source, window, taken.name, progress) if equalize else {}
-        even, equalized = _equalized(graph, exponents)
-        placement = _placement(even, keep_float)
+        even, equalized = equalized_of(graph, exponents)
+        placement = placement_of(even, keep_float, attention)
         watched = tensors_of_implicit(even, placement) if implicit else placement.activations
         write_onnx(observer_from_float(even, watched), observer)
         observed = ranges.collect(
             observer, watched, source.images(window), input_name=taken.name, total=source.count, progress=progress
         )
         # Calibration images need not reach black and white, real ones do, and every pixel beyond would be clipped.
-        known = {taken.name: window.largest}
+        # A float16 graph casts its input, and the patch embedding reads what was cast.
+        known = dict.fromkeys(casts_of(graph, taken.name), window.largest)
         chosen = ranges.ranges_from_histograms(
             observed, method, graph=graph_hash(graph), known=known, exponents=exponents
         )
         quantized, done = qdq_from_float(even, placement, chosen.amax)
         write_onnx(quantized, temporary)
-    facts = {**_facts(done, chosen, equalized), "calibration": source.description}
-    return _sealed_int8(output, graph, facts, chosen, parameters, inputs, keep_float)
+    facts = _facts(done, chosen, equalized, source.description)
+    return _sealed_int8(output, graph, facts, chosen, parameters, inputs)
 
 
-def int8_from_ranges(model: Path, range_file: Path, output: Path, *, keep_float: tuple[str, ...] = ()) -> Made:
+def int8_from_ranges(
+    model: Path, range_file: Path, output: Path, *, keep_float: tuple[str, ...] = (), attention: str = "none"
+) -> Made:
     """Explicit Q/DQ with the ranges of a file, which were observed on this very graph; no image is run.
 
     Raises:
         ArtifactError: no range file, or one of another graph.
         ModelError: the model cannot be used, or a tensor that is to be quantized has no range in the file.
     """
-    parameters: dict[str, object] = {"images": "none"}
+    parameters = {"images": "none", **_placing(keep_float, attention)}
     inputs = {"model": model, "ranges": range_file}
-    if found := _reusable_int8(output, parameters, inputs, keep_float):
+    if found := _reusable_int8(output, parameters, inputs):
         return found
     graph = read_onnx(model)
     chosen = ranges.load(range_file, graph=graph_hash(graph))
     with writing(output) as temporary:
-        even, equalized = _equalized(graph, chosen.exponents)
-        quantized, done = qdq_from_float(even, _placement(even, keep_float), chosen.amax)
+        even, equalized = equalized_of(graph, chosen.exponents)
+        quantized, done = qdq_from_float(even, placement_of(even, keep_float, attention), chosen.amax)
         write_onnx(quantized, temporary)
-    facts = {**_facts(done, chosen, equalized), "calibration": f"ranges in {range_file.name}"}
-    return _sealed_int8(output, graph, facts, chosen, parameters, inputs, keep_float)
+    facts = _facts(done, chosen, equalized, f"ranges in {range_file.name}")
+    return _sealed_int8(output, graph, facts, chosen, parameters, inputs)
 
 
 def calibration_cache(
@@ -326,7 +358,7 @@ def calibration_cache(
             "observe images with --cache and --no-equalize."
         )
     amax = known.amax
-    needed = tensors_of_implicit(graph, _placement(graph, keep_float))
+    needed = tensors_of_implicit(graph, placement_of(graph, keep_float))
     if missing := [name for name in needed if name not in amax]:
         raise ArtifactError(
             f"{range_file} has no range of '{missing[0]}' ({len(missing)} of {len(needed)} tensors that a calibration "
@@ -343,10 +375,16 @@ def ranges_of(quantized: Path) -> Path:
     return quantized.with_name(f"{quantized.stem}.ranges.json")
 
 
-def _placement(graph: "onnx.ModelProto", keep_float: tuple[str, ...]) -> Placement:
+def placement_of(graph: "onnx.ModelProto", keep_float: tuple[str, ...], attention: str = "none") -> Placement:
     """Where Q/DQ stands; only a localizer has a routing to keep."""
     ours = "preprocessing" in metadata_of(graph)
-    return placement_from_model(graph, (*KEPT_FLOAT, *keep_float) if ours else keep_float)
+    return placement_from_model(graph, (*KEPT_FLOAT, *keep_float) if ours else keep_float, attention)
+
+
+def equalized_of(graph: "onnx.ModelProto", exponents: Exponents) -> "tuple[onnx.ModelProto, tuple[Equalized, ...]]":
+    """A float graph as its ranges were observed, and what was done to it; a graph without exponents stays."""
+    # Whatever the user keeps float is equalized, too: so ranges hold whether it is kept or not.
+    return equalized_from_float(graph, placement_of(graph, ()).sites, exponents)
 
 
 def _exponents(
@@ -358,7 +396,7 @@ def _exponents(
     progress: Progress,
 ) -> dict[str, tuple[int, ...]]:
     """Factors of the activations that gain by them, from the first images; `observer` is written and left."""
-    admitted = {linears.activation: linears for linears in equalizable(graph, _placement(graph, ()).sites)}
+    admitted = {linears.activation: linears for linears in equalizable(graph, placement_of(graph, ()).sites)}
     if not admitted:
         return {}
     write_onnx(observer_from_float(graph, [*admitted]), observer)
@@ -367,18 +405,16 @@ def _exponents(
     return {name: exponents for name, exponents in found.items() if any(exponents)}
 
 
-def _equalized(graph: "onnx.ModelProto", exponents: Exponents) -> "tuple[onnx.ModelProto, tuple[Equalized, ...]]":
-    # Whatever the user keeps float is equalized, too: so ranges hold whether it is kept or not.
-    return equalized_from_float(graph, _placement(graph, ()).sites, exponents)
+def _placing(keep_float: tuple[str, ...], attention: str) -> dict[str, object]:
+    """What decides the placement, for the sidecar."""
+    return {"keep_float": [*keep_float], "always_float": [*KEPT_FLOAT], "attention": attention}
 
 
-def _reusable_int8(
-    output: Path, parameters: Mapping[str, object], inputs: Mapping[str, Path], keep_float: tuple[str, ...]
-) -> Made | None:
+def _reusable_int8(output: Path, parameters: Mapping[str, object], inputs: Mapping[str, Path]) -> Made | None:
     # Without its ranges the model is no whole result.
     if not ranges_of(output).exists():
         return None
-    found = reusable(output, ONNX_INT8, parameters=_with_kept(parameters, keep_float), inputs=inputs, code=_int8_code())
+    found = reusable(output, ONNX_INT8, parameters=parameters, inputs=inputs, code=_int8_code())
     return Made(found, True) if found else None
 
 
@@ -389,17 +425,11 @@ def _sealed_int8(
     chosen: ranges.Ranges,
     parameters: Mapping[str, object],
     inputs: Mapping[str, Path],
-    keep_float: tuple[str, ...],
 ) -> Made:
     """The range file and the sidecar of a quantized model that stands already."""
     told = {**metadata_of(graph), **facts}
-    kept = _with_kept(parameters, keep_float)
     ranges.save(chosen, ranges_of(output))
-    return Made(seal(output, ONNX_INT8, parameters=kept, inputs=inputs, metadata=told, code=_int8_code()), False)
-
-
-def _with_kept(parameters: Mapping[str, object], keep_float: tuple[str, ...]) -> dict[str, object]:
-    return {**parameters, "keep_float": [*KEPT_FLOAT, *keep_float]}
+    return Made(seal(output, ONNX_INT8, parameters=parameters, inputs=inputs, metadata=told, code=_int8_code()), False)
 
 
 def _int8_code() -> str:
@@ -407,14 +437,22 @@ def _int8_code() -> str:
     return code_version("exporters", *observing)
 
 
-def _facts(done: Quantized, chosen: ranges.Ranges, equalized: Sequence[Equalized]) -> dict[str, object]:
+def facts_from_quantized(done: Quantized, chosen: ranges.Ranges) -> dict[str, object]:
+    """What the sidecar of a quantized model says of its quantization."""
     return {
         "images": chosen.images,
         "ranges": {name: asdict(found) for name, found in chosen.tensors.items()},
-        "equalized": [asdict(activation) for activation in equalized],
-        "quantized": [site.name for site in done.sites],
+        "quantized": list(done.names),
         "left_float": {left.name: left.reason for left in done.left},
         "zero_activations": list(done.zero_activations),
         "zero_channels": dict(done.zero_channels),
         "widened_channels": dict(done.widened_channels),
+        "gathers": list(done.gathers),
     }
+
+
+def _facts(
+    done: Quantized, chosen: ranges.Ranges, equalized: Sequence[Equalized], calibrated: str
+) -> dict[str, object]:
+    told = {"equalized": [asdict(activation) for activation in equalized], "calibration": calibrated}
+    return {**facts_from_quantized(done, chosen), **told}

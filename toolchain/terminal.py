@@ -6,6 +6,7 @@ What draws is imported when there is something to draw: help is asked for more o
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,15 @@ from typing import TYPE_CHECKING, Any
 from toolchain.progress import Progress, Step, unwatched
 
 if TYPE_CHECKING:
+    from engines.inspection import Inspection
     from toolchain.evaluation import Evaluation, OutputError
     from toolchain.scores import Scores
+
+
+NOTABLE_SHARE = 0.01
+"""Of a tensor's values that float16 holds as subnormals: fewer are in every tensor around 0, and nobody's loss."""
+NOTABLE_MAGNITUDE = 65504 / 8
+"""From here on a factor of 8 on other images overflows float16."""
 
 
 def accuracy_table(rows: Sequence[tuple[str, Evaluation, OutputError | None]]) -> None:
@@ -63,6 +71,86 @@ def equalization_table(equalized: Sequence[Mapping[str, Any]]) -> None:
         for each in equalized
     ]
     table("equalized", ["activation", "factors", "how", "into the weights of"], rows)
+
+
+def inspection_table(name: str, found: Inspection, *, losses_only: bool = False) -> None:
+    """What every product was compiled to, then each loss with its rule and what to do."""
+    shown = found.losses if losses_only else found.products
+    columns = ["ONNX node", "kind", "asked", "type", "kernel", "what is lost"]
+    rows = [[p.name, p.kind, p.asked, p.type, p.kernel, p.loss.reason if p.loss else ""] for p in shown]
+    table(f"{name} ({found.backend}; {found.evidence})", columns, rows)
+    lost = Counter(p.loss for p in found.losses if p.loss)
+    columns = ["what is lost", "nodes", "rule", "what to do"]
+    table("", columns, [[loss.reason, str(n), loss.rule, loss.fix] for loss, n in lost.items()])
+
+
+def nodes_table(found: Inspection) -> None:
+    """The compiled layers of every ONNX node."""
+    columns = ["ONNX node", "operator", "compiled layers that name it", "which write"]
+    table("", columns, [[n.name, n.op, ", ".join(n.kernels), ", ".join(n.types)] for n in found.nodes])
+
+
+def inspection_totals(found: Inspection) -> list[str]:
+    """A line for each total, and one for each that is not known."""
+    lines = []
+    for kind, types in found.counts.items():
+        total = sum(types.values())
+        lines.append(f"{kind}: {', '.join(f'{n} of {total} {type_}' for type_, n in types.items())}")
+    totals = found.totals
+    lines.append(f"INT8: {totals['int8']} of {totals['int8_possible']} possible, {totals['int8_asked']} asked for")
+    lines.append(f"attention fused: {totals['attention_fused']} of {totals['attention_possible']} possible")
+    lines.append(f"layers: {found.layers}, fused attention kernels: {found.fused_attention}")
+    if found.weight_bytes is not None:
+        parts = ", ".join(f"{count:,} in {type_}" for type_, count in sorted(found.weight_bytes.items()))
+        lines.append(f"weight bytes: {totals['weight_bytes']:,} ({parts})")
+    if found.activation_bytes is not None:
+        lines.append(f"activation bytes written: {found.activation_bytes:,}")
+    return [*lines, *(f"not known: {reason}" for reason in found.untold)]
+
+
+def placement_tables(facts: Mapping[str, Any]) -> None:
+    """What Q/DQ insertion changed and what it left, by name: the metadata of a quantized ONNX file."""
+    changed = [[name, "int8 x int8"] for name in facts["quantized"]]
+    changed += [[name, "reads the int8 levels of a quantized weight"] for name in facts["gathers"]]
+    changed += [[name, "was 0 on every image: whatever else comes is clipped"] for name in facts["zero_activations"]]
+    changed += [[name, f"output channels of zeros: {count}"] for name, count in facts["zero_channels"].items()]
+    changed += [[name, f"scales widened for the bias: {count}"] for name, count in facts["widened_channels"].items()]
+    table("quantized", ["node or tensor", "how"], changed)
+    table("left float", ["node", "why"], [[name, reason] for name, reason in facts["left_float"].items()])
+
+
+def float16_table(found: Mapping[str, Any]) -> None:
+    """`Float16.as_dict`: what float16 holds badly."""
+    columns = ["", "largest", "under 2^-14", "under 2^-24"]
+    for title, held in (("weights", found["weights"]), (f"nodes, on {found['images']} images", found["activations"])):
+        notable = [h for h in held if h["subnormal"] >= NOTABLE_SHARE or h["amax"] >= NOTABLE_MAGNITUDE]
+        rows = [[h["name"], f"{h['amax']:.3g}", f"{h['subnormal']:.1%}", f"{h['vanishing']:.1%}"] for h in notable]
+        table(f"FP16: {len(notable)} of {len(held)} {title}", columns, rows)
+
+
+def sensitivity_table(record: Mapping[str, Any], limit: int = 12) -> None:
+    """What the costliest units cost, and those that stay float: `toolchain.mixed`'s record."""
+    left = record["result"]["left_float"]
+    shown = [unit for k, unit in enumerate(record["ranking"]) if k < limit or unit["unit"] in left]
+    rows = [
+        [
+            unit["unit"],
+            _cost(unit["only_quantized"]),
+            _cost(unit["only_float"]),
+            "stays float" if unit["unit"] in left else "INT8",
+        ]
+        for unit in shown
+    ]
+    rest = f" (the first {limit} of {len(record['ranking'])})" if len(shown) < len(record["ranking"]) else ""
+    columns = [record["by"] + rest, "loss with only it INT8", "loss with only it float", ""]
+    table("", columns, rows)
+
+
+def _cost(quality: Mapping[str, Any]) -> str:
+    from toolchain.probe import db_from_noise
+
+    snr = f"{db_from_noise(max(quality['logits_noise'], quality['map_noise'])):.1f} dB"
+    return snr if quality["lost"] is None else f"{quality['lost']:.2f} points, {snr}"
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -16,9 +16,10 @@ TOKENS = (SIDE // PATCH) ** 2
 class GraphWriter:
     """Collects nodes and initializers; every method returns the name of the tensor it made."""
 
-    def __init__(self, precision: str, floats: tuple[str, ...]) -> None:
+    def __init__(self, precision: str, floats: tuple[str, ...], stored: tuple[str, ...] = ()) -> None:
         self.type = np.float16 if precision == "fp16" else np.float32
         self.floats = floats
+        self.stored = stored
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.random = np.random.default_rng(0)
@@ -44,12 +45,22 @@ class GraphWriter:
             self.node("DequantizeLinear", [f"{tensor}.q", scale, zero], f"{tensor}.dq", **where)
         return f"{tensor}.dq"
 
+    def stored_int8(self, name: str, shape: tuple[int, ...], axis: int) -> str:
+        """A weight that is INT8 in the file, with a DQ per output channel and no Q."""
+        levels = self.constant(f"{name}.levels", self.random.integers(-127, 128, shape, np.int8))
+        scales = self.constant(f"{name}.scales", np.full(shape[axis], 0.003, self.type))
+        zeros = self.constant(f"{name}.zeros", np.zeros(shape[axis], np.int8))
+        return self.node("DequantizeLinear", [levels, scales, zeros], f"{name}.weight.dq", axis=axis)
+
     def product(self, op: str, name: str, tensor: str, shape: tuple[int, ...], axis: int, **attributes: Any) -> str:
         """A linear or convolution called `name`, with Q/DQ on both operands unless it is one of `floats`."""
-        weight = self.weight(f"{name}.weight", *shape)
         bias = self.weight(f"{name}.bias", shape[axis])
-        if name not in self.floats:
-            tensor, weight = self.q_dq(tensor), self.q_dq(weight, np.full(shape[axis], 0.003), axis)
+        if name in self.stored:
+            tensor, weight = self.q_dq(tensor), self.stored_int8(name, shape, axis)
+        else:
+            weight = self.weight(f"{name}.weight", *shape)
+            if name not in self.floats:
+                tensor, weight = self.q_dq(tensor), self.q_dq(weight, np.full(shape[axis], 0.003), axis)
         if op == "MatMul":
             return self.node("Add", [self.node(op, [tensor, weight], f"{name}.product", name), bias], f"{name}.out")
         return self.node(op, [tensor, weight, bias], f"{name}.out", name, **attributes)
@@ -67,24 +78,55 @@ class GraphWriter:
             "Transpose", [self.node("Reshape", [tensor, shape], f"{tensor}.split")], f"{tensor}.t", perm=order
         )
 
+    def packed(self, tensor: str) -> tuple[str, ...]:
+        """Queries, keys and values (B, H, T, d) from one linear, the way timm takes them apart."""
+        shape = self.constant("qkv.shape", np.array([0, TOKENS, 3, HEADS, WIDTH // HEADS]))
+        five = self.node("Reshape", [self.linear("qkv", tensor, WIDTH, 3 * WIDTH), shape], "qkv.split")
+        five = self.node("Transpose", [five], "qkv.t", perm=[2, 0, 3, 1, 4])
+        parts = (self.constant(f"part{k}", np.array(k)) for k in range(3))
+        return tuple(self.node("Gather", [five, part], f"{part}.out", axis=0) for part in parts)
 
-def transformer(path: Path, precision: str = "fp32", floats: tuple[str, ...] = (), attention_map: bool = False) -> Path:
-    """Write `image` (B, 3, 32, 32) -> `logits` (B, 5); with `attention_map` the softmax has a second reader."""
-    g = GraphWriter(precision, floats)
+
+def transformer(
+    path: Path,
+    precision: str = "fp32",
+    floats: tuple[str, ...] = (),
+    attention_map: bool = False,
+    packed: bool = False,
+    stored: tuple[str, ...] = (),
+    attention_q_dq: tuple[str, ...] = (),
+) -> Path:
+    """Write `image` (B, 3, 32, 32) -> `logits` (B, 5).
+
+    Args:
+        path: file to write.
+        precision: of everything between the input and the output.
+        floats: products without Q/DQ.
+        attention_map: the softmax has a second reader.
+        packed: one linear `qkv` of five dimensions that is taken apart, in place of `q`, `k` and `v`.
+        stored: products whose weight is INT8 in the file.
+        attention_q_dq: which of `q`, `k`, `v` and `softmax` have Q/DQ in front of the attention products.
+    """
+    g = GraphWriter(precision, floats, stored)
     half, out = precision == "fp16", {"logits": [BATCH, CLASSES]}
     x = g.node("Cast", ["image"], "image16", to=TensorProto.FLOAT16) if half else "image"
     x = g.product("Conv", "patch", x, (WIDTH, 3, PATCH, PATCH), 0, strides=[PATCH, PATCH], kernel_shape=[PATCH, PATCH])
     x = g.node("Reshape", [x, g.constant("tokens", np.array([0, WIDTH, TOKENS]))], "patches")
     x = g.node("Transpose", [x], "embedded", perm=[0, 2, 1])
     y = g.norm("norm1", x)
-    q, k, v = (g.linear(name, y, WIDTH, WIDTH) for name in ("q", "k", "v"))
+    q, k, v = g.packed(y) if packed else (g.linear(name, y, WIDTH, WIDTH) for name in ("q", "k", "v"))
     q = g.node("Mul", [q, g.constant("root", np.asarray((WIDTH // HEADS) ** -0.5, g.type))], "q.scaled")
-    q, k, v = g.heads(q, [0, 2, 1, 3]), g.heads(k, [0, 2, 3, 1]), g.heads(v, [0, 2, 1, 3])
+    if packed:
+        k = g.node("Transpose", [k], "k.t", perm=[0, 1, 3, 2])
+    else:
+        q, k, v = g.heads(q, [0, 2, 1, 3]), g.heads(k, [0, 2, 3, 1]), g.heads(v, [0, 2, 1, 3])
+    q, k, v = (g.q_dq(t) if n in attention_q_dq else t for n, t in zip("qkv", (q, k, v), strict=True))
     a = g.node("Softmax", [g.node("MatMul", [q, k], "scores", "qk")], "softmax", axis=-1)
     if attention_map:
         mean = g.node("ReduceMean", [a, g.constant("over_heads", np.array([1]))], "mean", keepdims=0)
         out["map"] = [BATCH, TOKENS, TOKENS]
         g.node("Cast", [mean], "map", to=TensorProto.FLOAT)
+    a = g.q_dq(a, 1 / 127) if "softmax" in attention_q_dq else a
     a = g.node("Transpose", [g.node("MatMul", [a, v], "mixed", "pv")], "mixed.t", perm=[0, 2, 1, 3])
     a = g.node("Reshape", [a, g.constant("merged", np.array([0, TOKENS, WIDTH]))], "context")
     x = g.node("Add", [x, g.linear("proj", a, WIDTH, WIDTH)], "residual1")

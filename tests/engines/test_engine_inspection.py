@@ -42,6 +42,13 @@ def test_rtx_compiles_every_quantized_product_to_int8(write_transformer: Writer)
     assert inspection.fused_attention == 1
     assert losses(inspection) == {"fc2": "input and weight have no Q/DQ"}
     assert inspection.layers > 10
+    nodes = {n.name: n for n in inspection.nodes}
+    assert "patch.weight.q" not in nodes  # constant
+    assert [nodes[name].op for name in ("norm1", "gelu", "softmax")] == ["LayerNormalization", "Gelu", "Softmax"]
+    assert nodes["softmax"].kernels == ("_gemm_mha_v2",)
+    assert all(nodes[name].kernels for name in ("norm1", "norm2", "gelu", "residual1", "logits"))
+    assert nodes["logits"].types == ("fp32",)
+    assert "int8" in nodes["norm1"].types
 
 
 def test_rtx_fp32_base_is_int8_too_but_loses_fused_attention(write_transformer: Writer) -> None:
@@ -177,7 +184,9 @@ def test_onnx_runtime_answers_the_same_with_vnni_and_without(
 def test_onnx_runtime_says_why_an_fp16_model_is_not_int8(write_transformer: Writer) -> None:
     inspection = inspect(write_transformer(precision="fp16"))
     assert types(inspection, "linear") == dict.fromkeys(LINEARS, "fp32")
-    assert set(losses(inspection).values()) == {"ONNX Runtime's CPU has INT8 kernels for fp32 models only"}
+    told = losses(inspection)
+    assert {told.pop(name) for name in ("qk", "pv")} == {"computed in fp32, between casts"}
+    assert set(told.values()) == {"ONNX Runtime's CPU has INT8 kernels for fp32 models only"}
 
 
 def test_onnx_runtime_a_node_without_a_name_is_unknown(write_product: Writer) -> None:

@@ -2,13 +2,13 @@
 
 import pytest
 
-from engines.onnx_graph import Product
+from engines.products import Product
 from engines.ran_products import Kernel, inspection_from_kernels
 
 
 def product(op: str = "MatMul", **how: bool) -> Product:
     kind = "convolution" if op == "Conv" else "linear"
-    return Product("fc", op, "fc.out", kind, (True, True), **how)
+    return Product("fc", op, "fc.out", kind, (True, True), asked="int8", **how)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,24 @@ ATTENTION_WEIGHTS = {
 }
 
 
+RPAM = """rpam (float[b, 3, 4] queries, float[b, 3, 4] keys, float[b, 3, 4] value) => (float[b, 3, 4] mixed,
+    float[b, 1, 3] hops) {
+    key_t = Transpose <perm = [0, 2, 1]> (keys)
+    [scores] raw = MatMul (queries, key_t)
+    scaled = Mul (raw, half)
+    masked = Add (scaled, mask)
+    [softmax] probabilities = Softmax (masked)
+    [mixing] mixed = MatMul (probabilities, value)
+    [again] raw2 = MatMul (queries, key_t)
+    [softmax2] relations = Softmax (raw2)
+    axes = Constant <value_ints = [1]> ()
+    mean = ReduceMean (relations, axes)
+    [hop] hops = MatMul (mean, relations)
+}"""
+RPAM_VALUES = {"half": 0.5, "mask": np.triu(np.full((3, 3), -9.0), 1)}
+"""Attention with a mask, and two hops of the same relations beside it, as in `toolchain.model.deployment.Rpam`."""
+
+
 def graph(text, shapes=(), dtype=np.float32, **values):
     """The model of a text, with an initializer for each shape (drawn) and each value (given)."""
     rng = np.random.default_rng(0)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from onnx import helper
-from small_graphs import attention, conv_net, graph, linear_stack
+from small_graphs import RPAM, RPAM_VALUES, attention, conv_net, graph, linear_stack
 
-from exporters.placement import Constants, Left, Site, placement_from_model
+from exporters.placement import AttentionSite, Constants, Left, Site, casts_of, placement_from_model
 from toolchain.errors import ModelError, UsageError
 
 
@@ -43,8 +43,20 @@ def test_packed_qkv_and_what_stands_around_it():
     ]
 
 
-def test_rule_1_and_2_softmax_norm_and_residual_are_left_bias_is_not_mentioned():
-    assert set(reasons(attention())) == {"norm", "/attn/scores", "/attn/softmax", "/attn/values", "/add"}
+def test_rule_1_only_products_are_sites():
+    left = reasons(attention())
+    assert (left["norm"], left["/attn/softmax"]) == (
+        "normalization stays float (rule 1)",
+        "softmax stays float: 8 bits move the map (rule 1)",
+    )
+    assert {site.kind for site in sites(attention()).values()} == {"MatMul", "Gemm"}
+    norm = product("z = BatchNormalization(x, w, w, w, w)", {"w": (3,)})
+    assert "a scale for each (rule 1)" in reasons(norm)["z"]
+
+
+def test_rule_2_residual_adds_are_left_and_biases_are_not_mentioned():
+    assert reasons(attention())["/add"] == "sum of two activations: residual adds stay float (rule 2)"
+    assert {"/attn/qkv/Add", "/attn/proj/Add"}.isdisjoint(reasons(attention()))
 
 
 @pytest.mark.parametrize("pattern", ["/CDM/*/fc/*", "CDM._routing_fn_two.fc.weight", "*routing*"])
@@ -66,8 +78,41 @@ def test_rule_3_a_pattern_without_a_product_is_an_error(pattern):
         placement_from_model(attention(), ["*qkv*", pattern])
 
 
-def test_rule_4_products_of_activations():
+def test_rule_4_products_of_activations_are_left():
     assert "all or none, here none (rule 4)" in reasons(product("z = MatMul(x, y)"))["z"]
+
+
+def test_rule_4_attention_is_quantized_whole():
+    placement = placement_from_model(attention(), ["*routing*"], "all")
+    assert placement.attention == (
+        AttentionSite(
+            ("/attn/scores", "/attn/values"), (("query", "key_t"), ("weights", "value")), ("scores", "values")
+        ),
+    )
+    assert placement.activations == ("normed", "values", "query", "key_t", "weights", "value")
+    assert [site.name for site in placement.sites] == ["/attn/qkv/MatMul", "/attn/proj/MatMul"]
+    assert {"/attn/scores", "/attn/values"}.isdisjoint(left.name for left in placement.left)
+
+
+def test_rule_4_attention_is_found_behind_scale_and_mask_and_the_hops_of_rpam_are_none():
+    placement = placement_from_model(graph(RPAM, **RPAM_VALUES), (), "all")
+    assert [site.names for site in placement.attention] == [("scores", "mixing")]
+    assert placement.attention[0].operands == (("queries", "key_t"), ("probabilities", "value"))
+    reason = "product of two activations outside the attention that is quantized whole (rule 4)"
+    left = {entry.name: entry.reason for entry in placement.left}
+    assert (left["again"], left["hop"]) == (reason, reason)
+
+
+@pytest.mark.parametrize("pattern", ["/attn/scores", "/attn/values"])
+def test_rule_4_a_pattern_that_keeps_one_product_keeps_both(pattern):
+    placement = placement_from_model(attention(), [pattern], "all")
+    assert placement.attention == ()
+    assert {"/attn/scores", "/attn/values"} <= {left.name for left in placement.left}
+
+
+def test_rule_4_there_is_no_half():
+    with pytest.raises(UsageError, match="unknown --attention 'some': choose one of none, all"):
+        placement_from_model(attention(), (), "some")
 
 
 def test_rule_5_constant_first_operand():
@@ -113,6 +158,23 @@ def test_rule_8_axes():
 def test_rule_9_what_is_not_covered():
     assert "(rule 9)" in reasons(product("z = ConvTranspose(x, w)", {"w": (1, 1, 2, 2)}))["z"]
     assert "(rule 9)" in reasons(product('z = Einsum <equation = "bn,nm->bm"> (x, w)', {"w": (2, 2)}))["z"]
+
+
+def test_rule_9_what_stands_in_a_body_is_not_covered():
+    left = reasons(
+        product(
+            "z = If (c) <then_branch = a () => (float[1] t) { t = Relu(w) }, "
+            "else_branch = b () => (float[1] e) { e = MatMul(w, w) }>",
+            c=True,
+            w=np.ones(1),
+        )
+    )
+    assert left == {"z": "what stands in a control-flow body is not covered (rule 9)"}
+
+
+def test_casts_of_a_tensor_hold_its_values():
+    text = "a = Cast <to = 10> (x)\n b = Cast <to = 1> (a)\n c = Relu(b)\n d = Cast <to = 10> (c)\n z = Relu(y)"
+    assert casts_of(product(text), "x") == ("x", "a", "b")
 
 
 def test_nameless_nodes_go_by_their_output():

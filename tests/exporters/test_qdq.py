@@ -12,8 +12,8 @@ from exporters.qdq import dequantized, graph_hash, observer_from_float, qdq_from
 from toolchain.errors import ModelError
 
 
-def quantized(model, amax=None, keep=()):
-    placement = placement_from_model(model, keep)
+def quantized(model, amax=None, keep=(), attention="none"):
+    placement = placement_from_model(model, keep, attention)
     return qdq_from_float(model, placement, dict.fromkeys(placement.activations, 4.0) if amax is None else amax)
 
 
@@ -121,6 +121,36 @@ def test_rule_2_one_pair_for_all_sites_and_float_for_the_others():
     assert [nodes(made)[n].input[0] for n in ("q", "k", "route")] == [dequantized("x")] * 2 + ["x"]
     assert made.graph.node[-1].input[1] == "x"
     assert [left.name for left in report.left] == ["route", "ab", "abc", "z"]
+
+
+def in_attention(half):
+    model = in_float16(attention()) if half else attention()
+    made, report = quantized(model, keep=["*routing*"], attention="all")
+    return made, report, np.float16 if half else np.float32
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_rule_2_both_operands_of_attention_are_activations(half):
+    made, report, dtype = in_attention(half)
+    assert report.names == ("/attn/qkv/MatMul", "/attn/proj/MatMul", "/attn/scores", "/attn/values")
+    assert list(nodes(made)["/attn/scores"].input) == [dequantized("query"), dequantized("key_t")]
+    assert list(nodes(made)["/attn/values"].input) == [dequantized("weights"), dequantized("value")]
+    assert {initializers(made)[f"{t}/scale"].dtype for t in ("query", "key_t", "weights", "value")} == {np.dtype(dtype)}
+
+
+def test_rule_2_quantized_attention_is_the_numpy_reference():
+    text = """g (float[b, 3, 4] q) => (float[b, 3, 4] z) {
+        k = Transpose <perm = [0, 2, 1]> (q)
+        scores = MatMul (q, k)
+        p = Softmax (scores)
+        z = MatMul (p, q)
+    }"""
+    made, _ = quantized(graph(text), {"q": 3.0, "k": 2.0, "p": 1.0}, attention="all")
+    q = np.random.default_rng(1).standard_normal((2, 3, 4)).astype(np.float32)
+    scores = fake_quantized(q, 3.0) @ fake_quantized(q, 2.0).transpose(0, 2, 1)
+    raised = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = fake_quantized(raised / raised.sum(-1, keepdims=True), 1.0) @ fake_quantized(q, 3.0)
+    np.testing.assert_allclose(run(made, q)[0], expected, atol=1e-5)
 
 
 def test_rule_3_weights_stay_float_with_q_dq_per_channel():
@@ -264,6 +294,17 @@ def test_rule_10_metadata_and_interface_stay_and_the_result_is_deterministic():
     assert {p.key: p.value for p in made.metadata_props} == {"tau": "0.09", "classes": "a,b"}
     assert nodes(made)["norm"].metadata_props[0].value == "norm"
     assert (list(made.graph.input), list(made.graph.output)) == (list(model.graph.input), list(model.graph.output))
+
+
+@pytest.mark.parametrize("opset", [19, 20, 21])
+@pytest.mark.parametrize("half", [False, True])
+def test_rule_10_opsets_in_float32_and_float16(opset, half):
+    model = in_float16(linear_stack()) if half else linear_stack()
+    model.opset_import[0].version = opset
+    image = np.random.default_rng(1).standard_normal((16, 4)).astype(np.float16 if half else np.float32)
+    made, _ = quantized(model, {"image": 2.5, "active": 6.0})
+    expected = run(quantized(linear_stack(), {"image": 2.5, "active": 6.0})[0], image.astype(np.float32))[0]
+    np.testing.assert_allclose(run(made, image)[0].astype(np.float32), expected, atol=0.15 if half else 1e-6)
 
 
 def test_rule_10_old_opsets_are_refused():

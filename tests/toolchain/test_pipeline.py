@@ -56,8 +56,12 @@ def test_everything_but_routing_and_pooling_is_compiled_int8(deployed: Deployed)
     classifier = 1
     assert counts["linear"] == {"fp32": 3, "int8": blocks * per_block + classifier}
     assert counts["convolution"] == {"int8": 2}
+    # RPAM's three products and the two that mix the predicted class's map are no attention.
+    assert counts["attention"] == {"fp32": blocks * 2}
+    assert counts["activation product"] == {"fp32": 5}
     products = json.loads(lctr("inspect", deployed.folder / "model.int8.engine", "--json").stdout)["products"]
-    left = [p["name"] for p in products if p["kind"] != "attention" and p["type"] != "int8"]
+    weighted = [p for p in products if p["kind"] in ("linear", "convolution")]
+    left = [p["name"] for p in weighted if p["type"] != "int8"]
     assert left == ["CDM._routing_fn_two.fc/Gemm", "CDM._routing_fn_two.fc2/Gemm", "head/MatMul"]
 
 

@@ -56,8 +56,10 @@ COMPILED_ENGINE = Inspection(
     (
         ProductReport("/patch/Conv", "Conv", "convolution", "int8", "conv_kernel"),
         ProductReport("/fc1/MatMul", "MatMul", "linear", "int8", "fc_kernel"),
-        ProductReport("/fc2/MatMul", "MatMul", "linear", "fp16", "", Loss("the input has no Q/DQ", "put it there")),
-        ProductReport("/qk/MatMul", "MatMul", "attention", "fp16", "_gemm_mha"),
+        ProductReport(
+            "/fc2/MatMul", "MatMul", "linear", "fp16", "", Loss("the input has no Q/DQ", "put it there", "both need it")
+        ),
+        ProductReport("/qk/MatMul", "MatMul", "attention", "fp16", "_gemm_mha", softmax="p", fused=True),
     ),
     layers=41,
     fused_attention=1,
@@ -147,7 +149,7 @@ def test_verdict_of_an_int8_that_is_worth_it(findings):
     (compiled,) = found.compiled
     assert compiled.holds is None
     assert compiled.text == (
-        "TensorRT-RTX engine: compiled ahead of time, 2 of 3 linears and convolutions INT8; "
+        "TensorRT-RTX engine: compiled ahead of time, 2 of 3 linears and convolutions INT8, 1 of 1 attention fused; "
         "not run: this machine has no GPU."
     )
 
@@ -209,7 +211,7 @@ def test_what_was_not_measured_neither_holds_nor_fails(findings):
 def test_engines_are_named_where_there_are_several(findings):
     both = {"a.engine": COMPILED_ENGINE, "b.engine": COMPILED_ENGINE}
     texts = [c.text for c in verdict(replace(findings, inspections=both, not_run="")).compiled]
-    assert texts[1] == ("TensorRT-RTX engine b.engine: compiled ahead of time, 2 of 3 linears and convolutions INT8.")
+    assert texts[1].startswith("TensorRT-RTX engine b.engine: compiled ahead of time, 2 of 3 linears")
 
 
 def test_latency_rows_are_in_order_of_batch_size():
@@ -234,7 +236,7 @@ def test_the_report_says_everything(findings, page):
         "INT8 1 8.00 8.00 8.00 8.00 2.1 125.0 1.25× 1.11 to 1.43 perf_counter, host to host",
         "compiled ahead of time, not run: this machine has no GPU",
         "No real image was read to make them",
-        "the input has no Q/DQ → put it there",
+        "the input has no Q/DQ → put it there (both need it)",
         "IoU 0.01",
         "model.safetensors model aaaaaaaaaaaa 3.0 MiB",
         "0.4 s · ↺ reused",

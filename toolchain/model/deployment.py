@@ -29,8 +29,8 @@ class DeployedLctr(nn.Module):
     Args:
         model: the localizer; its weights are shared unless the precision differs.
         all_maps: return the maps of all classes, without rewrites 1 and 2.
-        precision: of weights and activations, float32 or float16. The class token's attention, RPAM's sums and the
-            product of both maps are computed in float32 whatever the precision.
+        precision: of weights and activations, float32 or float16. The class token's attention, RPAM's softmax and sums
+            and the product of both maps are computed in float32 whatever the precision.
     """
 
     head: "PooledHead | None"
@@ -122,7 +122,8 @@ class Rpam(nn.Module):
         rows = (queries[:, :, :1] @ keys.transpose(-2, -1)).float().softmax(-1)
         rows = rows.reshape(batch, self.layers, -1, count).mean(2, keepdim=True)
         first_hop = rows.expand(-1, -1, stacked // self.layers, -1).reshape(batch, stacked, 1, count)
-        attention = (queries @ keys.transpose(-2, -1)).softmax(-1)
+        # In float32: TensorRT-RTX 1.7.1 compiles a softmax outside its fused kernel with sums of the input's type.
+        attention = (queries @ keys.transpose(-2, -1)).float().softmax(-1).to(queries.dtype)
         two_hops = (first_hop.to(attention.dtype) @ attention).float().sum(1)[:, 0, 1:]
         relation = two_hops / (stacked * count)
         return self._as_map(rows[:, :, 0, 1:].mean(1)), self._as_map(relation)
