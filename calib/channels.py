@@ -10,8 +10,9 @@ from calib.ranges import observations
 from toolchain.errors import ModelError
 from toolchain.progress import Progress, silent
 
-IMAGES = 32
-"""Enough to find the channels that are huge: they are so on every image."""
+IMAGES = 128
+"""Real images need fewer, synthetic ones do not: behind a GELU a channel is huge on some images and silent on others.
+lctr-small on 128 images by FDDA: 21.7 / 22.1 dB (logits / map) from all of them, 19.4 / 21.0 from the first 32."""
 
 
 def channel_amax(
