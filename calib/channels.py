@@ -21,7 +21,7 @@ def channel_amax(
     batches: Iterable[NDArray[np.float32]],
     *,
     input_name: str = "image",
-    images: int = IMAGES,
+    images: int,
     progress: Progress = silent,
 ) -> dict[str, NDArray[np.float64]]:
     """Largest |x| in each channel, the last axis, of `tensors`.
@@ -57,7 +57,7 @@ def channel_amax(
 
 def _largest(tensor: str, values: NDArray[np.floating]) -> NDArray[np.float64]:
     rows = values.reshape(-1, values.shape[-1])
-    largest: NDArray[np.float64] = np.maximum(rows.max(0), -rows.min(0)).astype(np.float64)
+    largest: NDArray[np.float64] = np.maximum(rows.max(0, initial=0), -rows.min(0, initial=0)).astype(np.float64)
     if not np.isfinite(largest).all():
         raise ModelError(f"Tensor '{tensor}' holds NaN or infinity: check the model in float32 on the same images.")
     return largest

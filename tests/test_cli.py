@@ -150,6 +150,10 @@ def test_quantize_says_what_stays_float(deployed: Deployed, tmp_path: Path) -> N
     assert record["ranges"]["image"]["method"] == "known"
     assert "blocks.0.mlp.fc1/MatMul" in record["left_float"]
     assert "blocks.0.mlp.fc2/MatMul" in record["quantized"]
+    # What stays float is equalized all the same, and says so.
+    how = {name: each["how"] for each in record["equalized"] for name in each["linears"]}
+    assert how["blocks.0.mlp.fc1/MatMul"].startswith("folded into blocks.0.norm2/")
+    assert how["blocks.0.mlp.fc2/MatMul"].startswith("Mul ")
     again = lctr(
         "quantize",
         deployed.folder / "model.onnx",
@@ -219,6 +223,8 @@ def test_ranges_carry_over_to_the_same_graph_alone(photographs: Path, tmp_path: 
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "cnn.int8.onnx").read_bytes()
     assert (tmp_path / "again.ranges.json").read_bytes() == ranges.read_bytes()
     assert "reused" in lctr("quantize", model, "--ranges", ranges, "-o", tmp_path / "again.onnx").stdout
+    kept = lctr("quantize", model, "--ranges", ranges, "--keep-float", "fc", "-o", tmp_path / "kept.onnx")
+    assert "1 products quantized" in kept.stdout
     other = foreign_cnn(tmp_path / "other.onnx", seed=1)
     told = refused("quantize", other, "--ranges", ranges)
     assert "cnn.int8.ranges.json was computed for another graph" in told

@@ -10,7 +10,7 @@ from torch import nn
 
 from calib import image_set, ranges, synthesis
 from calib import statistics as token_statistics
-from calib.channels import channel_amax
+from calib.channels import IMAGES, channel_amax
 from exporters import parity
 from exporters.calibration_cache import cache_from_amax, tensors_of_implicit
 from exporters.equalization import Equalized, Exponents, equalizable, equalized_from_float, exponents_of
@@ -285,6 +285,7 @@ def int8_onnx(
     graph = read_onnx(model)
     taken = image_input_of(graph)
     window = calibration.window_of(metadata_of(graph), taken, stated, model)
+    placement_of(graph, keep_float, attention)  # Refuses what it cannot place before an image is run.
     with writing(output) as temporary:
         # In the same room: it goes when the block ends, however that is.
         observer = temporary.with_name("observer.onnx")
@@ -311,7 +312,7 @@ def int8_onnx(
 def int8_from_ranges(
     model: Path, range_file: Path, output: Path, *, keep_float: tuple[str, ...] = (), attention: str = "none"
 ) -> Made:
-    """Explicit Q/DQ with the ranges of a file, which were observed on this very graph; no image is run.
+    """Explicit Q/DQ with the ranges and factors of a file, observed on this very graph; no image is run.
 
     Raises:
         ArtifactError: no range file, or one of another graph.
@@ -344,7 +345,7 @@ def calibration_cache(
         keep_float: as for the quantized model.
 
     Raises:
-        ArtifactError: the file holds ranges of another graph, or too few.
+        ArtifactError: the file holds ranges of another graph, of the equalized one, or too few.
     """
     parameters = {"version": version, "keep_float": [*keep_float]}
     inputs, code = {"model": model, "ranges": range_file}, code_version("exporters")
@@ -400,7 +401,10 @@ def _exponents(
     if not admitted:
         return {}
     write_onnx(observer_from_float(graph, [*admitted]), observer)
-    amax = channel_amax(observer, [*admitted], source.images(window), input_name=input_name, progress=progress)
+    images = min(IMAGES, source.count)
+    amax = channel_amax(
+        observer, [*admitted], source.images(window), input_name=input_name, images=images, progress=progress
+    )
     found = {name: exponents_of(linears, amax[name]) for name, linears in admitted.items()}
     return {name: exponents for name, exponents in found.items() if any(exponents)}
 

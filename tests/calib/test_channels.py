@@ -21,7 +21,7 @@ def observer(tmp_path):
 def test_largest_magnitude_of_each_channel_over_all_images(observer):
     images = np.zeros((3, 2, 3), np.float32)
     images[0, 1, 0], images[1, 0, 1], images[2, 1, 1] = -4, 5, -6
-    found = channel_amax(observer, ["negative", "image"], np.split(images, 3))
+    found = channel_amax(observer, ["negative", "image"], np.split(images, 3), images=3)
     assert list(found) == ["negative", "image"]
     for amax in found.values():
         np.testing.assert_array_equal(amax, [4, 6, 0])
@@ -40,4 +40,4 @@ def test_no_more_batches_are_taken_than_needed(observer):
 
 def test_nan_names_the_tensor(observer):
     with pytest.raises(ModelError, match="'negative' holds NaN or infinity"):
-        channel_amax(observer, ["negative"], [np.full((1, 2, 3), np.nan, np.float32)])
+        channel_amax(observer, ["negative"], [np.full((1, 2, 3), np.nan, np.float32)], images=1)
