@@ -43,7 +43,7 @@ ALPHA = 0.8
     lctr-small, FDDA    19.5 / 20.3  21.7 / 22.4  21.7 / 22.1
     lctr-nano           36.2 / 23.4  36.5 / 26.1  37.6 / 28.1  37.7 / 30.1  37.7 / 28.6
 
-lctr-small fine-tuned on CUB, on 24 photographs of its test set; lctr-nano as bundled, on 200 images of `shapes`.
+lctr-small of `make finetuned`, on 24 test photographs; lctr-nano as bundled, on 200 images of `shapes`.
 """
 LARGEST_EXPONENT = 10
 """Of a factor, either way: a channel that is nearly dead needs no more, and in FP16 |w| < 64 stays finite under it."""
