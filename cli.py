@@ -18,9 +18,9 @@ from toolchain.errors import ArtifactError, LctrError, UsageError
 
 if TYPE_CHECKING:
     from engines.backend import BuildOptions
+    from toolchain.artifacts import Made
     from toolchain.findings import Stage
     from toolchain.scores import Scores
-    from toolchain.stages import Made
 
 TRAINING_STACK = {
     *("torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "polygraphy", "matplotlib", "jinja2"),
@@ -502,7 +502,7 @@ def quantize(
     if cache:
         _require_absent("--cache", "precision")
     from exporters.calibration_cache import version_number
-    from toolchain import calibration, mixed, stages
+    from toolchain import calibration, mixed, quantization
     from toolchain.range_table import range_words
     from toolchain.search import search_from_options
 
@@ -511,10 +511,10 @@ def quantize(
     with terminal.steps() as step:
         if range_file:
             step("take ranges")
-            made = stages.int8_from_ranges(model, range_file, target, keep_float=keep_float, attention=attention)
+            made = quantization.int8_from_ranges(model, range_file, target, keep_float=keep_float, attention=attention)
         else:
             source = calibration.source_named(images, count, seed)
-            made = stages.int8_onnx(
+            made = quantization.int8_onnx(
                 model,
                 source,
                 mixed.everything_of(target) if search else target,
@@ -530,17 +530,17 @@ def quantize(
                 whole = made.artifact.path
                 made = mixed.mixed_onnx(model, whole, target, source, search, announce=_say_aside, step=step)
         if cache:
-            stages.calibration_cache(model, stages.ranges_of(target), cache, version, keep_float=keep_float)
+            quantization.calibration_cache(model, quantization.ranges_of(target), cache, version, keep_float=keep_float)
     facts = made.artifact.metadata
     if as_json:
-        record = {"path": str(target), "reused": made.reused, "ranges_file": str(stages.ranges_of(target))}
+        record = {"path": str(target), "reused": made.reused, "ranges_file": str(quantization.ranges_of(target))}
         kept = _kept(facts, "images", "ranges", "equalized", *PLACED, *(["sensitivity"] if search else []))
         _print_json({**record, **({"cache": str(cache)} if cache else {}), **kept})
         return
     terminal.equalization_table(facts["equalized"])
     terminal.placement_tables(facts)
     click.echo(f"{len(facts['quantized'])} products quantized on {facts['images']} images.")
-    click.echo(f"{range_words(facts['ranges'])} (each in {stages.ranges_of(target)}).")
+    click.echo(f"{range_words(facts['ranges'])} (each in {quantization.ranges_of(target)}).")
     if cache:
         click.echo(cache)
     if search:

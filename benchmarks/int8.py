@@ -34,7 +34,7 @@ from engines.benchmark import Benchmark, Ratio, Settings, benchmark
 from engines.build import build
 from engines.inspect import inspect
 from engines.onnxruntime import OnnxRuntimeBackend
-from toolchain import calibration, stages
+from toolchain import calibration, quantization, stages
 from toolchain.artifacts import read_sidecar
 from toolchain.card import ModelCard
 from toolchain.comparison import FEEDS, feeds_from_images
@@ -117,7 +117,7 @@ def _files(model: Lctr, options: argparse.Namespace, folder: Path) -> dict[str, 
         files[precision.upper()] = path = folder / f"{precision}.onnx"
         stages.float_onnx(start, path, precision=precision)
         files[quantized] = folder / f"{precision}.int8.onnx"
-        stages.int8_onnx(path, images, files[quantized])
+        quantization.int8_onnx(path, images, files[quantized])
     for form, deployed in ((FP32, "FP32, deployed file"), (INT8, DEPLOYED)):
         files[deployed] = files[form].with_suffix(".deployed.onnx")
         build(files[form], "onnxruntime", files[deployed], BuildOptions())

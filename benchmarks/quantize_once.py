@@ -50,11 +50,11 @@ def main() -> None:
 
 def ours(method: str, scope: str, model: Path, images: Images, output: Path) -> Callable[[], object]:
     """What `lctr quantize` does; the scope is our placement's own."""
-    from toolchain import calibration, stages
+    from toolchain import calibration, quantization
 
     batches = [images[at : at + calibration.BATCH] for at in range(0, len(images), calibration.BATCH)]
     source = calibration.CalibrationSource(scope, len(images), {}, lambda window: iter(batches))
-    return lambda: stages.int8_onnx(model, source, output, method=method)
+    return lambda: quantization.int8_onnx(model, source, output, method=method)
 
 
 def onnx_runtime(method: str, scope: str, model: Path, images: Images, output: Path) -> Callable[[], object]:

@@ -155,7 +155,7 @@ def _run(options: argparse.Namespace) -> float:
 
 def _observe(options: argparse.Namespace) -> float:
     from toolchain.calibration import noise
-    from toolchain.stages import int8_onnx
+    from toolchain.quantization import int8_onnx
 
     start = time.monotonic()
     with tempfile.TemporaryDirectory(dir=options.model.parent) as folder:

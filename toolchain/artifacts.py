@@ -55,6 +55,14 @@ class Artifact:
     machine: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Made:
+    """An artifact, and whether it was already there."""
+
+    artifact: Artifact
+    reused: bool
+
+
 def sidecar_of(path: Path) -> Path:
     """Where the sidecar of the artifact at `path` stands."""
     return path.with_name(path.name + ".json")

@@ -17,7 +17,7 @@ from exporters.files import metadata_of, read_onnx
 from exporters.placement import Placement
 from exporters.qdq import graph_hash
 from toolchain import sensitivity_plot
-from toolchain.artifacts import code_version, load, machine, reusable, seal, versions, writing
+from toolchain.artifacts import Made, code_version, load, machine, reusable, seal, versions, writing
 from toolchain.calibration import CalibrationSource
 from toolchain.card import card_from_metadata
 from toolchain.data.sources import files_of
@@ -25,9 +25,9 @@ from toolchain.errors import GateFailed, ModelError, UsageError
 from toolchain.ledger import Ledger
 from toolchain.probe import Probe, ProbeImages, Quality, db_from_noise, images_from_data, images_from_source
 from toolchain.progress import Step, unwatched
+from toolchain.quantization import ONNX_INT8, equalized_of, facts_from_quantized, placement_of, ranges_of
 from toolchain.search import Search
 from toolchain.sensitivity import Bound, Found, Left, Ranked, Spent, most, needed, ranking, smallest_set
-from toolchain.stages import ONNX_INT8, Made, equalized_of, facts_from_quantized, placement_of, ranges_of
 from toolchain.trials import Mixtures, Trials
 from toolchain.units import BLOCK, NODE, units_of
 
@@ -99,7 +99,7 @@ def mixed_onnx(
 
     Args:
         model: float ONNX file.
-        everything: the same with everything quantized, of `stages.int8_onnx`; its ranges stand beside it.
+        everything: the same with everything quantized, of `quantization.int8_onnx`; its ranges stand beside it.
         output: ONNX file to write; ranges, evaluations and the ranking's plot stand beside it.
         source: the calibration images; judged on where no data was named.
         search: see there.

@@ -15,8 +15,8 @@ from engines.benchmark import Settings, benchmark
 from engines.build import build
 from engines.inspect import inspect
 from engines.registry import backend, open_engine
-from toolchain import calibration, stages
-from toolchain.artifacts import Artifact, code_version, load, read_sidecar, reusable, seal, sidecar_of, writing
+from toolchain import calibration, quantization, stages
+from toolchain.artifacts import Artifact, Made, code_version, load, read_sidecar, reusable, seal, sidecar_of, writing
 from toolchain.calibration import CalibrationSource
 from toolchain.card import ModelCard
 from toolchain.comparison import FEEDS, accuracies, accuracy_from_dict, feeds_from_images
@@ -29,7 +29,7 @@ from toolchain.model import checkpoint
 from toolchain.preprocessing import Preprocessing
 from toolchain.progress import Progress, Step, unwatched
 from toolchain.report import report_from_findings
-from toolchain.stages import Made, statistics_of
+from toolchain.stages import statistics_of
 
 Looked = TypeVar("Looked")
 
@@ -213,7 +213,7 @@ def _compile(run: _Run, model: Path, card: ModelCard, bundle: Path, output: Path
 def _quantized(run: _Run, fp32: Path, source: CalibrationSource, output: Path, plan: Plan) -> Path:
     return run.make(
         f"quantize on {source.description}",
-        lambda progress: stages.int8_onnx(fp32, source, output, method=plan.method, progress=progress),
+        lambda progress: quantization.int8_onnx(fp32, source, output, method=plan.method, progress=progress),
     )
 
 

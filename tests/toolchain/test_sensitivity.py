@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from square_finder import PLANTED, PRODUCTS, finder, squares
 
 from exporters.files import read_onnx
-from toolchain import mixed, stages, trials
+from toolchain import mixed, quantization, trials
 from toolchain.artifacts import load, read_sidecar
 from toolchain.errors import UsageError
 from toolchain.probe import Quality
@@ -67,13 +67,13 @@ def test_the_planted_node_is_found_and_the_accuracy_is_back(model: Path, data: s
 def test_the_search_goes_on_with_the_equalized_graph(
     model: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "exponents_of", lambda linears, amax: (2, -1, 0))
+    monkeypatch.setattr(quantization, "exponents_of", lambda linears, amax: (2, -1, 0))
     output = tmp_path / "q.onnx"
     record = json.loads(auto(model, data, output, "--data", data, "--json").stdout)
     assert record["sensitivity"]["result"]["left_float"] == [PLANTED]
     assert [each["how"] for each in record["equalized"]] == ["Mul pooled/equalize"]
     assert "pooled/equalize" in [node.name for node in read_onnx(output).graph.node]
-    assert json.loads(stages.ranges_of(output).read_text())["exponents"] == {"pooled": [2, -1, 0]}
+    assert json.loads(quantization.ranges_of(output).read_text())["exponents"] == {"pooled": [2, -1, 0]}
 
 
 def test_ranking_and_evaluations_stand_beside_the_result(model: Path, data: str, tmp_path: Path) -> None:
