@@ -4,7 +4,8 @@
 
 Each side runs in processes of its own, one after the other and in turns, so that its peak memory is its own: peak
 resident memory as Linux counts it for the whole process, imports included. Time is from the float ONNX file on disk to
-the result: the outputs of the last batch on one side, the quantized file, its ranges and its sidecar on the other.
+the result: the outputs of the last batch on one side, the quantized file, its ranges and its sidecar on the others,
+without equalization and with it. The bounds are on both.
 Batch size, images and ONNX Runtime's threads are the same. Images are noise, made on the fly on both sides.
 
 The backbone is the one of `make finetuned` where that is there, and the head a random one, for it has other classes.
@@ -25,7 +26,7 @@ from toolchain.artifacts import machine, versions
 
 FINETUNED = Path(".photos/finetuned.safetensors")
 PRESET, CLASSES = "lctr-small", 1000
-RUN, OBSERVE = "run the images", "observe and quantize"
+RUN, OBSERVE, EQUALIZE = "run the images", "observe and quantize", "equalize, observe and quantize"
 MAX_BYTES, MAX_RATIO = 1.5e9, 1.5
 
 
@@ -65,7 +66,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--method", default="auto")
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--backbone", type=Path, default=FINETUNED, help="Random weights where it is not there.")
-    parser.add_argument("--side", choices=(RUN, OBSERVE), help="One side, once; prints its seconds.")
+    parser.add_argument("--side", choices=(RUN, OBSERVE, EQUALIZE), help="One side, once; prints its seconds.")
     parser.add_argument("--model", type=Path, help="Of that side.")
     return parser.parse_args()
 
@@ -97,8 +98,8 @@ def _export(path: Path, backbone: Path) -> str:
 
 
 def _measured(model: Path, options: argparse.Namespace) -> dict[str, Any]:
-    seconds: dict[str, list[float]] = {RUN: [], OBSERVE: []}
-    peaks: dict[str, list[int]] = {RUN: [], OBSERVE: []}
+    seconds: dict[str, list[float]] = {RUN: [], OBSERVE: [], EQUALIZE: []}
+    peaks: dict[str, list[int]] = {side: [] for side in seconds}
     for _ in range(options.rounds):
         for side in seconds:
             taken, peak = _in_process(side, model, options)
@@ -106,14 +107,22 @@ def _measured(model: Path, options: argparse.Namespace) -> dict[str, Any]:
             seconds[side].append(taken)
             peaks[side].append(peak)
     # Neighbours in time are compared: the machine may be slower in another round.
-    ratios = [observe / run for run, observe in zip(seconds[RUN], seconds[OBSERVE], strict=True)]
-    ratio, peak = statistics.median(ratios), max(peaks[OBSERVE])
+    ratios = {
+        side: [taken / run for run, taken in zip(seconds[RUN], seconds[side], strict=True)]
+        for side in (OBSERVE, EQUALIZE)
+    }
     return {
         "seconds": seconds,
         "peak_bytes": {side: max(found) for side, found in peaks.items()},
-        "time_ratio": {"value": ratio, "low": min(ratios), "high": max(ratios)},
+        "time_ratio": {
+            side: {"value": statistics.median(found), "low": min(found), "high": max(found)}
+            for side, found in ratios.items()
+        },
         "bounds": {"peak_bytes": MAX_BYTES, "time_ratio": MAX_RATIO},
-        "holds": {"peak_bytes": peak <= MAX_BYTES, "time_ratio": ratio <= MAX_RATIO},
+        "holds": {
+            **{f"peak_bytes, {side}": max(peaks[side]) <= MAX_BYTES for side in ratios},
+            **{f"time_ratio, {side}": statistics.median(found) <= MAX_RATIO for side, found in ratios.items()},
+        },
     }
 
 
@@ -128,7 +137,7 @@ def _in_process(side: str, model: Path, options: argparse.Namespace) -> tuple[fl
 
 def _side(options: argparse.Namespace) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
-    seconds = {RUN: _run, OBSERVE: _observe}[options.side](options)
+    seconds = _run(options) if options.side == RUN else _quantize(options)
     # Not getrusage: its peak is inherited from the process that started this one.
     lines = Path("/proc/self/status").read_text().splitlines()
     peak = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
@@ -153,13 +162,14 @@ def _run(options: argparse.Namespace) -> float:
     return time.monotonic() - start
 
 
-def _observe(options: argparse.Namespace) -> float:
+def _quantize(options: argparse.Namespace) -> float:
     from toolchain.calibration import noise
     from toolchain.quantization import int8_onnx
 
     start = time.monotonic()
     with tempfile.TemporaryDirectory(dir=options.model.parent) as folder:
-        int8_onnx(options.model, noise(options.images, 0), Path(folder) / "model.int8.onnx", method=options.method)
+        target, equalize = Path(folder) / "model.int8.onnx", options.side == EQUALIZE
+        int8_onnx(options.model, noise(options.images, 0), target, method=options.method, equalize=equalize)
         return time.monotonic() - start
 
 

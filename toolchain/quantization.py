@@ -78,7 +78,9 @@ def int8_onnx(
         # In the same room: it goes when the block ends, however that is.
         observer = temporary.with_name("observer.onnx")
         exponents = _exponents(graph, observer, source, window, taken.name, progress) if equalize else {}
-        even, equalized = equalized_of(graph, exponents)
+        float_hash, (even, equalized) = graph_hash(graph), equalized_of(graph, exponents)
+        # One copy of the weights is enough beside the runtime's own.
+        del graph
         placement = placement_of(even, keep_float, attention)
         watched = tensors_of_implicit(even, placement) if implicit else placement.activations
         write_onnx(observer_from_float(even, watched), observer)
@@ -87,14 +89,12 @@ def int8_onnx(
         )
         # Calibration images need not reach black and white, real ones do, and every pixel beyond would be clipped.
         # A float16 graph casts its input, and the patch embedding reads what was cast.
-        known = dict.fromkeys(casts_of(graph, taken.name), window.largest)
-        chosen = ranges.ranges_from_histograms(
-            observed, method, graph=graph_hash(graph), known=known, exponents=exponents
-        )
+        known = dict.fromkeys(casts_of(even, taken.name), window.largest)
+        chosen = ranges.ranges_from_histograms(observed, method, graph=float_hash, known=known, exponents=exponents)
         quantized, done = qdq_from_float(even, placement, chosen.amax)
         write_onnx(quantized, temporary)
     facts = _facts(done, chosen, equalized, source.description)
-    return _sealed_int8(output, graph, facts, chosen, parameters, inputs)
+    return _sealed_int8(output, even, facts, chosen, parameters, inputs)
 
 
 def int8_from_ranges(
