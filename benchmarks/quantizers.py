@@ -91,14 +91,14 @@ def main() -> None:
     """Quantize, evaluate, compile; write the record and print the table."""
     options = _options()
     card = card_of(options.model)
-    record: dict[str, Any] = {"model": str(options.model), **identity(options.model), "data": options.data}
+    record: dict[str, Any] = {"model": options.model.name, **identity(options.model), "data": options.data}
     pythons = _interpreters(options.environment, record)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         calibration = folder / "images.npy"
         images = image_set.read(options.images, card.preprocessing.crop, limit=options.limit)
         np.save(calibration, card.preprocessing.normalize(images))
-        record["calibration"] = f"{len(images)} images of {options.images}"
+        record["calibration"] = f"{len(images)} images of {options.images.name}"
         files = {}
         for precision, form in (("fp32", REFERENCE), ("fp16", f"{REFERENCE} as fp16")):
             files[form] = folder / f"{precision}.onnx"
