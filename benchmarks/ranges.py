@@ -22,10 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from toolchain.artifacts import machine, versions
+from record import written
 
 FINETUNED = Path(".photos/finetuned.safetensors")
-PRESET, CLASSES = "lctr-small", 1000
 RUN, OBSERVE, EQUALIZE = "run the images", "observe and quantize", "equalize, observe and quantize"
 MAX_BYTES, MAX_RATIO = 1.5e9, 1.5
 
@@ -38,28 +37,24 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model.onnx"
-        weights = _export(model, options.backbone)
+        weights = _export(model, options)
         record = {
-            "preset": PRESET,
-            "classes": CLASSES,
+            "preset": options.preset,
+            "classes": options.classes,
             "weights": weights,
             "images": options.images,
             "threads": options.threads,
-            "machine": machine(),
-            "versions": versions(),
             **_measured(model, options),
         }
-    text = json.dumps(record, indent=1)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(text + "\n")
-    print(text)
+    print(written(record, options.output))
     if not all(record["holds"].values()):
         sys.exit(1)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="lctr-small")
+    parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="Cores that a side may use.")
@@ -71,29 +66,21 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _export(path: Path, backbone: Path) -> str:
+def _export(path: Path, options: argparse.Namespace) -> str:
     """Write the float model; returns what its weights are, in words."""
-    import torch
+    # Late, as what it imports: a side must not hold torch in its memory.
+    from subject import model_from_options
 
     from exporters.files import write_onnx
     from exporters.torch_export import onnx_from_torch
     from toolchain.card import ModelCard
-    from toolchain.model.checkpoint import load_start
     from toolchain.model.deployment import DeployedLctr
-    from toolchain.model.lctr import Lctr
-    from toolchain.model.presets import preset_named
     from toolchain.preprocessing import imagenet
 
-    torch.manual_seed(0)
-    preset = preset_named(PRESET)
-    model = Lctr(preset, CLASSES).eval()
-    weights = "random: there is no fine-tuned localizer"
-    if backbone.exists():
-        weights = f"{load_start(model, (), backbone)} of {backbone.name}, the rest random"
-    print(f"Weights: {weights}.", file=sys.stderr)
-    names = tuple(f"class {k}" for k in range(CLASSES))
-    card = ModelCard(PRESET, names, imagenet(preset.image_size), tau=0.5)
-    write_onnx(onnx_from_torch(DeployedLctr(model), image_size=preset.image_size, metadata=card.to_metadata()), path)
+    model, weights = model_from_options(options)
+    size, names = model.preset.image_size, tuple(f"class {k}" for k in range(options.classes))
+    card = ModelCard(options.preset, names, imagenet(size), tau=0.5)
+    write_onnx(onnx_from_torch(DeployedLctr(model), image_size=size, metadata=card.to_metadata()), path)
     return weights
 
 
