@@ -33,7 +33,8 @@ def test_every_command_and_option_it_names_exists() -> None:
 
     for name in re.findall(r"`?lctr ([a-z]+)\b", README):
         assert name in main.commands or name in ("takes", "does"), name
-    options = {o for command in main.commands.values() for p in command.params for o in p.opts}
+    parameters = [parameter for command in main.commands.values() for parameter in command.params]
+    options = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", README)):
         assert option in options, option
 
