@@ -77,7 +77,9 @@ def int8_onnx(
     with writing(output) as temporary:
         # In the same room: it goes when the block ends, however that is.
         observer = temporary.with_name("observer.onnx")
-        exponents = _exponents(graph, observer, source, window, taken.name, progress) if equalize else {}
+        exponents: Exponents = {}
+        if equalize:
+            exponents = _exponents(graph, attention, observer, source, window, taken.name, progress)
         float_hash, (even, equalized) = graph_hash(graph), equalized_of(graph, exponents)
         # One copy of the weights is enough beside the runtime's own.
         del graph
@@ -178,6 +180,7 @@ def equalized_of(graph: "onnx.ModelProto", exponents: Exponents) -> "tuple[onnx.
 
 def _exponents(
     graph: "onnx.ModelProto",
+    attention: str,
     observer: Path,
     source: CalibrationSource,
     window: Preprocessing,
@@ -186,6 +189,10 @@ def _exponents(
 ) -> dict[str, tuple[int, ...]]:
     """Factors of the activations that gain by them, from the first images; `observer` is written and left."""
     admitted = {linears.activation: linears for linears in equalizable(graph, placement_of(graph, ()).sites)}
+    if attention == "all":
+        # A Mul behind an INT8 attention makes TensorRT-RTX 1.7 give up its fused kernel.
+        moved = {node.output[0] for node in graph.graph.node if node.op_type in ("Reshape", "Transpose")}
+        admitted = {name: linears for name, linears in admitted.items() if name not in moved}
     if not admitted:
         return {}
     write_onnx(observer_from_float(graph, [*admitted]), observer)
