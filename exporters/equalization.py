@@ -17,7 +17,9 @@ Rules:
 5. Where a LayerNormalization makes the activation and only the linears read it, 1/s goes into new scale and bias
    initializers: no node is added. Old ones that others read stay.
 6. Elsewhere one Mul by 1/s stands before the linears, and other readers go on reading the tensor as it was.
-7. Factors that are all 1 leave an activation and its linears untouched. Names, metadata, inputs and outputs stay.
+7. Where attention is INT8, what a Reshape or Transpose makes stays as it is: it may come from an attention, and a Mul
+   behind one makes TensorRT-RTX 1.7 give up its fused kernel.
+8. Factors that are all 1 leave an activation and its linears untouched. Names, metadata, inputs and outputs stay.
 """
 
 import math
@@ -90,18 +92,22 @@ class Equalized:
     largest: int
 
 
-def equalizable(model: onnx.ModelProto, sites: Sequence[Site]) -> tuple[Linears, ...]:
-    """What rules 1 and 4 admit, in graph order.
+def equalizable(model: onnx.ModelProto, sites: Sequence[Site], *, int8_attention: bool = False) -> tuple[Linears, ...]:
+    """What rules 1, 4 and 7 admit, in graph order.
 
     Args:
         model: float model, FP32 or FP16.
         sites: of a placement computed from this very model.
+        int8_attention: whether attention products are to be quantized.
     """
+    moved = (
+        {n.output[0] for n in model.graph.node if n.op_type in ("Reshape", "Transpose")} if int8_attention else set()
+    )
     constants, initializers = Constants(model), {i.name for i in model.graph.initializer}
     inputs, readers = {value.name for value in model.graph.input}, _readers(model)
     by_activation: dict[str, list[Site]] = {}
     for site in sites:
-        if site.kind != "Conv" and site.activation not in inputs:
+        if site.kind != "Conv" and site.activation not in inputs | moved:
             by_activation.setdefault(site.activation, []).append(site)
     found = []
     for activation, reading in by_activation.items():

@@ -188,11 +188,8 @@ def _exponents(
     progress: Progress,
 ) -> dict[str, tuple[int, ...]]:
     """Factors of the activations that gain by them, from the first images; `observer` is written and left."""
-    admitted = {linears.activation: linears for linears in equalizable(graph, placement_of(graph, ()).sites)}
-    if attention == "all":
-        # A Mul behind an INT8 attention makes TensorRT-RTX 1.7 give up its fused kernel.
-        moved = {node.output[0] for node in graph.graph.node if node.op_type in ("Reshape", "Transpose")}
-        admitted = {name: linears for name, linears in admitted.items() if name not in moved}
+    gaining = equalizable(graph, placement_of(graph, ()).sites, int8_attention=attention == "all")
+    admitted = {linears.activation: linears for linears in gaining}
     if not admitted:
         return {}
     write_onnx(observer_from_float(graph, [*admitted]), observer)
