@@ -29,11 +29,12 @@ from released import ReleasedForward
 from subject import add_options, eager, model_from_options, require_equal
 
 from calib.image_set import noise
-from engines.backend import BuildOptions, Feeds, Session, Timings
+from engines.backend import BuildOptions, Feeds, Session
 from engines.benchmark import Benchmark, Ratio, Settings, benchmark
 from engines.build import build
 from engines.inspect import inspect
 from engines.onnxruntime import OnnxRuntimeBackend
+from engines.timing import Timings
 from toolchain import calibration, quantization, stages
 from toolchain.artifacts import read_sidecar
 from toolchain.card import ModelCard

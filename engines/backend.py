@@ -1,4 +1,4 @@
-"""The vocabulary of engines: what is asked of a build, what a backend and an open session offer, what a timing is."""
+"""The vocabulary of engines: what is asked of a build, what a backend and an open session offer."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -6,15 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
+from engines.timing import TimingOptions, Timings
 from toolchain.artifacts import Artifact
 from toolchain.errors import BackendError, UsageError
 from toolchain.progress import Progress, silent
 
 Feeds = Mapping[str, NDArray[Any]]
 """Input name -> array, batch first."""
+PLAIN = TimingOptions()
+"""One call after the other, inputs and outputs on the host."""
 
 
 @dataclass(frozen=True)
@@ -60,70 +62,6 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
-class Timings:
-    """Latencies of single calls.
-
-    Attributes:
-        milliseconds: one sample per call, at least one.
-        clock: what was read and what it covers, e.g. `perf_counter`.
-
-    Raises:
-        UsageError: no sample.
-    """
-
-    milliseconds: tuple[float, ...]
-    clock: str
-
-    def __post_init__(self) -> None:
-        if not self.milliseconds:
-            raise UsageError("A timing of 0 iterations says nothing: ask for at least 1.")
-
-    @property
-    def n(self) -> int:
-        """Number of samples."""
-        return len(self.milliseconds)
-
-    @property
-    def median(self) -> float:
-        """Milliseconds."""
-        return self.percentile(50)
-
-    @property
-    def p90(self) -> float:
-        """Milliseconds."""
-        return self.percentile(90)
-
-    @property
-    def p95(self) -> float:
-        """Milliseconds."""
-        return self.percentile(95)
-
-    @property
-    def p99(self) -> float:
-        """Milliseconds."""
-        return self.percentile(99)
-
-    @property
-    def mean(self) -> float:
-        """Milliseconds."""
-        return float(np.mean(self.milliseconds))
-
-    @property
-    def cv(self) -> float:
-        """Coefficient of variation: population standard deviation over mean."""
-        return float(np.std(self.milliseconds)) / self.mean if self.mean else 0.0
-
-    def percentile(self, q: float) -> float:
-        """The `q`-th percentile (0 to 100) in milliseconds, interpolated linearly between neighbouring samples."""
-        return float(np.percentile(self.milliseconds, q))
-
-    def as_dict(self) -> dict[str, Any]:
-        """The summary for `--json`; single samples are left out."""
-        figures = {"median": self.median, "p90": self.p90, "p95": self.p95, "p99": self.p99}
-        return {**figures, "mean": self.mean, "cv": self.cv, "n": self.n, "unit": "ms", "clock": self.clock}
-
-
-@dataclass(frozen=True)
 class Availability:
     """What a backend can do on this machine.
 
@@ -160,8 +98,13 @@ class Session(Protocol):
             BackendError: an input is missing, unknown, or of the wrong shape or type.
         """
 
-    def time(self, feeds: Feeds, iterations: int) -> Timings:
-        """Run the same batch `iterations` times (at least once) and time each call with the backend's own clock."""
+    def time(self, feeds: Feeds, iterations: int, options: TimingOptions = PLAIN) -> Timings:
+        """Run the same batch `iterations` times (at least once) and time each call with the backend's own clock.
+
+        Raises:
+            BackendError: as `run`.
+            UsageError: no iteration, or an option that this session cannot honour.
+        """
 
 
 class Backend(Protocol):

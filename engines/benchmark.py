@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.backend import Feeds, Session, Timings
+from engines.backend import Feeds, Session
+from engines.timing import Timings
 from toolchain.errors import UsageError
 from toolchain.progress import Progress, silent
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from engines.backend import Availability, BuildOptions, Feeds, Timings, check_feeds
+from engines.backend import PLAIN, Availability, BuildOptions, Feeds, check_feeds
 from engines.onnx_graph import graph_from_onnx
 from engines.sealing import opened, sealed, session_metadata
+from engines.timing import TimingOptions, Timings, refuse_gpu_options
 from toolchain.artifacts import Artifact, writing
 from toolchain.errors import BackendError, UsageError
 from toolchain.progress import Progress, silent
@@ -48,8 +49,9 @@ class MemorySession:
         check_feeds(feeds, self.inputs)
         return self.function(feeds)
 
-    def time(self, feeds: Feeds, iterations: int) -> Timings:
+    def time(self, feeds: Feeds, iterations: int, options: TimingOptions = PLAIN) -> Timings:
         """Milliseconds of each call by `clock`."""
+        refuse_gpu_options(options, "The memory backend")
         samples = []
         for _ in range(iterations):
             start = self.clock()

@@ -15,11 +15,12 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from engines.backend import Availability, BuildOptions, Feeds, Timings, check_feeds
+from engines.backend import PLAIN, Availability, BuildOptions, Feeds, check_feeds
 from engines.onnx_graph import graph_from_onnx
 from engines.products import Product, products_of
 from engines.ran_products import Kernel
 from engines.sealing import KIND, opened, sealed, session_metadata
+from engines.timing import TimingOptions, Timings, refuse_gpu_options
 from toolchain.artifacts import Artifact, load, sidecar_of, writing
 from toolchain.errors import BackendError, UsageError
 from toolchain.progress import Progress, silent
@@ -60,8 +61,9 @@ class OnnxRuntimeSession:
             raise BackendError(f"{self._source} failed in ONNX Runtime ({cause}): check the feeds.") from error
         return dict(zip(self.outputs, answers, strict=True))
 
-    def time(self, feeds: Feeds, iterations: int) -> Timings:
+    def time(self, feeds: Feeds, iterations: int, options: TimingOptions = PLAIN) -> Timings:
         """Wall time of each call, host arrays in and out."""
+        refuse_gpu_options(options, "ONNX Runtime's CPU provider")
         self.run(feeds)
         outputs, plain = list(self.outputs), dict(feeds)
         samples = []

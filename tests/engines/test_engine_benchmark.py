@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.backend import Feeds, Timings
+from engines.backend import Feeds
 from engines.benchmark import Settings, benchmark, output_problems
 from engines.memory import MemorySession
+from engines.timing import Timings
 from toolchain.errors import UsageError
 
 FEED = {"image": np.arange(6, dtype=np.float32).reshape(2, 3)}

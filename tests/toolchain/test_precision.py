@@ -10,9 +10,9 @@ from deployment import lctr
 from square_finder import finder, squares
 
 from engines import onnxruntime
-from engines.backend import Timings
 from engines.benchmark import Settings, benchmark
 from engines.memory import MemorySession
+from engines.timing import Timings
 from toolchain.artifacts import load
 from toolchain.errors import ModelError
 from toolchain.precision import Candidate, candidate_from_measurement, decision, speed
