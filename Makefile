@@ -12,6 +12,10 @@ BIN := .venv/bin
 PHOTOS := .photos
 BUNDLED := toolchain/bundled/lctr-nano.safetensors
 
+# TensorRT's interface without TensorRT: what the checks hold the code against. They ask for the libraries themselves,
+# which come from the vendor's own index: hence --no-deps.
+TENSORRT_API := tensorrt-stubs tensorrt-cu13-bindings
+
 .DELETE_ON_ERROR:
 .PHONY: demo test check photos finetuned bundled venv clean
 
@@ -49,6 +53,7 @@ clean:
 
 .venv/.installed-dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps $(TENSORRT_API)
 	touch .venv/.installed $@
 
 # Real photographs, real weights: see photos/README.md. A folder that is a result is moved into place when it is whole.
