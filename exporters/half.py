@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto
 
 from exporters.placement import MOVEMENT
+from exporters.shapes import inferred
 from toolchain.errors import ModelError
 
 MOVES = (MOVEMENT - {"Cast"}) | {"Expand", "Gather", "Pad"}
@@ -41,10 +42,10 @@ def half_values(single: onnx.ModelProto, half: onnx.ModelProto) -> tuple[HalfVal
     """
     paired = {node.name: node for node in single.graph.node}
     makers = {output: node for node in half.graph.node for output in node.output}
-    inferred = onnx.shape_inference.infer_shapes(half).graph
+    graph = inferred(half)
     in_half = {
         value.name
-        for value in (*inferred.value_info, *inferred.output)
+        for value in (*graph.value_info, *graph.output)
         if value.type.tensor_type.elem_type == TensorProto.FLOAT16
     }
 

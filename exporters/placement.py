@@ -15,6 +15,7 @@ Rules, in the order in which they are asked of each node:
 7. A MatMul or Gemm weight is 2-D: (K, N), or (N, K) for Gemm with transB. Gemm with transA is left. Others are left.
 8. The scale of a weight is per output channel: axis 1 of (K, N), axis 0 of (N, K) and of a convolution's weight.
 9. Transposed convolutions, einsums and whatever stands inside If, Loop and Scan are left: not covered.
+10. A model of an opset before 19 is refused: Q/DQ takes no FP16 scales there.
 """
 
 import ast
@@ -31,6 +32,7 @@ from onnx.reference import ReferenceEvaluator
 from exporters.attention import attention_products
 from toolchain.errors import ModelError, UsageError, chosen
 
+LEAST_OPSET = 19
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 MOVEMENT = {
     *("Constant", "Identity", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"),
@@ -168,9 +170,12 @@ def placement_from_model(model: onnx.ModelProto, keep_float: Sequence[str] = (),
         attention: a key of `ATTENTION` (rule 4).
 
     Raises:
-        ModelError: the model is quantized already.
+        ModelError: the model is quantized already, or its opset is too old (rule 10).
         UsageError: a pattern matches no product, or another `attention`.
     """
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if opset < LEAST_OPSET:
+        raise ModelError(f"The model has opset {opset}: export it with opset {LEAST_OPSET} or later to quantize it.")
     constants = Constants(model)
     whole = chosen("--attention", attention, ATTENTION)
     attention_sites = _attention_sites(model, constants, keep_float) if whole else ()

@@ -19,7 +19,7 @@ Rules:
 9. A Gather along the output channels of a quantized weight reads its int8 levels and their scales: the values are
    those that the product sees, and the engine holds no float copy of the weight (spec/lctr.md, "Logits without the
    class maps"). Gathering from the dequantized weight instead makes ONNX Runtime dequantize all of it on each run.
-10. Opset 19 or later (FP16 scales); metadata, names, inputs and outputs stay; the same input gives the same bytes.
+10. Metadata, names, inputs and outputs stay; the same input gives the same bytes.
 """
 
 import hashlib
@@ -34,9 +34,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from exporters.placement import AttentionSite, Constants, Left, Placement, Site, name_of
 from exporters.scales import activation_scale, bias_bound, channel_scales
+from exporters.shapes import check_whole, inferred
 from toolchain.errors import ModelError
-
-LEAST_OPSET = 19
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def observer_from_float(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.
     observer = onnx.ModelProto()
     observer.CopyFrom(model)
     present = {value.name for value in model.graph.output}
-    types = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    types = {value.name: value for value in inferred(model).value_info}
     for name in dict.fromkeys(tensors):
         if name in made and name not in present:
             observer.graph.output.append(types.get(name) or onnx.ValueInfoProto(name=name))
@@ -106,7 +105,7 @@ def qdq_from_float(
         the model with Q/DQ, checked, and what was done.
 
     Raises:
-        ModelError: the opset is too old, the placement is of another model, a tensor has no range or an unusable one.
+        ModelError: the placement is of another model, a tensor has no range or an unusable one.
     """
     _require(model, placement, amax)
     constants = Constants(model)
@@ -248,7 +247,7 @@ def _types(model: onnx.ModelProto, placement: Placement, constants: Constants) -
     """Of each activation: what its weight is, or what it is recorded to be where it meets no weight (rule 5)."""
     types = {site.activation: constants.value(site.weight).dtype for site in placement.sites}
     met = set(placement.activations) - set(types)
-    graph = onnx.shape_inference.infer_shapes(model).graph if met else model.graph
+    graph = inferred(model) if met else model.graph
     for value in (*graph.value_info, *graph.input, *graph.output):
         if value.name in met:
             types[value.name] = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
@@ -296,7 +295,7 @@ def _rewired(model: onnx.ModelProto, placement: Placement, inserted: _Inserted) 
 
 def _check(quantized: onnx.ModelProto) -> None:
     try:
-        onnx.checker.check_model(quantized, full_check=True)
+        check_whole(quantized)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"The quantized graph is not valid ONNX ({error}): check the float model first.") from error
 
@@ -308,10 +307,7 @@ def _tensor_names(model: onnx.ModelProto) -> set[str]:
 
 
 def _require(model: onnx.ModelProto, placement: Placement, amax: Mapping[str, float]) -> None:
-    """Rule 10's opset, the placement's own model, and rule 6."""
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    if opset < LEAST_OPSET:
-        raise ModelError(f"The model has opset {opset}: export it with opset {LEAST_OPSET} or later to quantize it.")
+    """The placement's own model, and rule 6."""
     operands = {node.output[0]: list(node.input[:2]) for node in model.graph.node}
     placed = [(s.name, s.output, (s.activation, s.weight)) for s in placement.sites]
     for attention in placement.attention:

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from exporters.placement import SCOPE_KEY, module_of
+from exporters.shapes import check_whole
 from toolchain.artifacts import versions
 from toolchain.errors import ModelError
 
@@ -65,7 +66,7 @@ def onnx_from_torch(
     for key in sorted(metadata):
         exported.metadata_props.add(key=key, value=metadata[key])
     try:
-        onnx.checker.check_model(exported, full_check=True)
+        check_whole(exported)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(
             f"torch exported {type(model).__name__} to an ONNX model that is not valid ({first_line(error)}): "

@@ -188,3 +188,10 @@ def test_a_quantized_model_is_refused():
     model.graph.node.insert(0, helper.make_node("QuantizeLinear", ["image", "s"], ["q"], "q0"))
     with pytest.raises(ModelError, match="'q0' is a QuantizeLinear"):
         placement_from_model(model)
+
+
+def test_rule_10_old_opsets_are_refused():
+    model = linear_stack()
+    model.opset_import[0].version = 17
+    with pytest.raises(ModelError, match="has opset 17: export it with opset 19"):
+        placement_from_model(model)

@@ -296,22 +296,15 @@ def test_rule_10_metadata_and_interface_stay_and_the_result_is_deterministic():
     assert (list(made.graph.input), list(made.graph.output)) == (list(model.graph.input), list(model.graph.output))
 
 
-@pytest.mark.parametrize("opset", [19, 20, 21])
+@pytest.mark.parametrize("opset", [19, 20, 21, 23, 26])
 @pytest.mark.parametrize("half", [False, True])
-def test_rule_10_opsets_in_float32_and_float16(opset, half):
+def test_opsets_in_float32_and_float16(opset, half):
     model = in_float16(linear_stack()) if half else linear_stack()
     model.opset_import[0].version = opset
     image = np.random.default_rng(1).standard_normal((16, 4)).astype(np.float16 if half else np.float32)
     made, _ = quantized(model, {"image": 2.5, "active": 6.0})
     expected = run(quantized(linear_stack(), {"image": 2.5, "active": 6.0})[0], image.astype(np.float32))[0]
     np.testing.assert_allclose(run(made, image)[0].astype(np.float32), expected, atol=0.15 if half else 1e-6)
-
-
-def test_rule_10_old_opsets_are_refused():
-    model = linear_stack()
-    model.opset_import[0].version = 17
-    with pytest.raises(ModelError, match="has opset 17: export it with opset 19"):
-        quantized(model)
 
 
 def test_the_placement_of_another_model_is_refused():
