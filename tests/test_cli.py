@@ -259,8 +259,9 @@ def test_a_calibration_cache_comes_beside(photographs: Path, tmp_path: Path) -> 
 def test_the_engine_s_inspection_reads_well(deployed: Deployed) -> None:
     told = lctr("inspect", deployed.folder / "model.int8.engine").stdout
     assert "compiled ahead of time, not run on a GPU" in told
-    assert "linear: 3 of 24 fp32, 21 of 24 int8" in told
+    assert "linear: 3 of 24 fp16, 21 of 24 int8" in told
     assert "convolution: 2 of 2 int8" in told
+    assert "fused attention kernels: 5" in told
 
 
 def test_synthesize_without_statistics_says_what_is_missing(deployed: Deployed, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ class Arm:
     """One model of the accuracy table.
 
     Attributes:
-        name: `FP32`, `INT8, FDDA`, `INT8, noise`, `INT8, real images`.
+        name: `FP32`, `INT8, FDDA`, `INT8, FDDA, FP16 base`, `INT8, noise`, `INT8, real images`.
         calibration: what its ranges were taken from, in words; empty for FP32.
         evaluation: metrics on held-out images, the same for every arm.
         error: distance of its outputs from FP32's; None for FP32.
@@ -65,7 +65,7 @@ class Findings:
     Attributes:
         card: of the localizer.
         data: what was evaluated on, as given to `--data`.
-        arms: FP32 first, then INT8 by FDDA, noise, real images.
+        arms: FP32 first, then INT8 by FDDA on FP32 and on FP16, by noise, by real images.
         latency: `engines.benchmark.Benchmark.as_dict()`: FP32 against INT8.
         inspections: engine or model name -> `engines.inspection.Inspection.as_dict()`.
         not_run: why an engine was compiled but not run here; empty if it ran.

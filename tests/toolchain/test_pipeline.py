@@ -19,6 +19,8 @@ def test_every_artifact_is_sealed_and_names_its_inputs(deployed: Deployed) -> No
         "synthetic": "synthetic",
         "model.onnx": "onnx",
         "model.int8.onnx": "onnx-int8",
+        "model.fp16.onnx": "onnx",
+        "model.fp16.int8.onnx": "onnx-int8",
         "model.int8.engine": "engine",
         "benchmark.json": "benchmark",
         "evaluation.json": "evaluation",
@@ -29,12 +31,13 @@ def test_every_artifact_is_sealed_and_names_its_inputs(deployed: Deployed) -> No
     quantized = read_sidecar(deployed.folder / "model.int8.onnx").inputs
     assert quantized["model"]["sha256"] == hashes["model.onnx"]
     assert quantized["images"]["sha256"] == hashes["synthetic"]
-    assert read_sidecar(deployed.folder / "model.int8.engine").inputs["model"]["sha256"] == hashes["model.int8.onnx"]
+    engine = read_sidecar(deployed.folder / "model.int8.engine")
+    assert engine.inputs["model"]["sha256"] == hashes["model.fp16.int8.onnx"]
 
 
 def test_all_arms_are_measured_on_the_same_images(deployed: Deployed) -> None:
     arms = deployed.record["arms"]
-    assert [arm["name"] for arm in arms] == ["FP32", "INT8, FDDA", "INT8, noise", "INT8, real images"]
+    assert [arm["name"] for arm in arms] == ["FP32", "INT8, FDDA", "INT8, FDDA, FP16 base", "INT8, noise", "INT8, real images"]
     assert {arm["evaluation"]["images"] for arm in arms} == {60}
     assert len({arm["evaluation"]["tau"] for arm in arms}) == 1
     assert arms[0]["error"] is None
@@ -54,11 +57,11 @@ def test_everything_but_routing_and_pooling_is_compiled_int8(deployed: Deployed)
     counts = deployed.record["counts"]["model.int8.engine"]
     blocks, per_block = 5, 4
     classifier = 1
-    assert counts["linear"] == {"fp32": 3, "int8": blocks * per_block + classifier}
+    assert counts["linear"] == {"fp16": 3, "int8": blocks * per_block + classifier}
     assert counts["convolution"] == {"int8": 2}
     # RPAM's three products and the two that mix the predicted class's map are no attention.
-    assert counts["attention"] == {"fp32": blocks * 2}
-    assert counts["activation product"] == {"fp32": 5}
+    assert counts["attention"] == {"fp16": blocks * 2}
+    assert counts["activation product"] == {"fp16": 5}
     products = json.loads(lctr("inspect", deployed.folder / "model.int8.engine", "--json").stdout)["products"]
     weighted = [p for p in products if p["kind"] in ("linear", "convolution")]
     left = [p["name"] for p in weighted if p["type"] != "int8"]
@@ -110,12 +113,13 @@ def watched(deployed: Deployed, tmp_path_factory: pytest.TempPathFactory) -> Wat
 
 
 def test_the_same_seed_gives_the_same_bytes(deployed: Deployed, watched: Watched) -> None:
-    for name in ("synthetic", "model.onnx", "model.int8.onnx"):
+    for name in ("synthetic", "model.onnx", "model.int8.onnx", "model.fp16.onnx", "model.fp16.int8.onnx"):
         assert read_sidecar(watched.folder / name).sha256 == read_sidecar(deployed.folder / name).sha256
 
 
 def test_no_real_image_is_read_before_the_engine_is_finished(watched: Watched) -> None:
-    compiled = ["synthetic images", "export", "quantize on 24 synthetic images", "build engine", "benchmark"]
+    compiled = ["synthetic images", "export", "quantize on 24 synthetic images", "export, FP16"]
+    compiled += ["quantize, FP16 base, on 24 synthetic images", "build engine", "benchmark"]
     assert watched.finished[: len(compiled)] == compiled
     assert watched.reads, "the other arms and the evaluation do read"
     assert all(set(compiled) <= set(done) for done in watched.reads)
