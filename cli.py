@@ -116,7 +116,7 @@ _method_option = click.option(
 @click.argument("checkpoint", type=PATH, required=False)
 @_data_option()
 @_output_option("Folder of all results.", "lctr-deploy")
-@click.option("--count", default=128, show_default=True, help="Synthetic calibration images.")
+@click.option("--count", default=512, show_default=True, help="Synthetic calibration images.")
 @click.option("--steps", default=150, show_default=True, help="Training steps of the generator.")
 @click.option("--test-images", type=int, help="Held-out images to evaluate on. Default: all.")
 @_method_option

@@ -59,7 +59,7 @@ class Plan:
     """
 
     data: str = "shapes"
-    calibration_images: int = 128
+    calibration_images: int = 512
     steps: int = SynthesisConfig.steps
     seed: int = 0
     method: str = "auto"
