@@ -854,6 +854,28 @@ def verify(path: Path, as_json: bool) -> None:
         raise ArtifactError(problems[0] if len(problems) == 1 else f"{len(problems)} artifacts: " + " ".join(problems))
 
 
+@main.command()
+@click.option("--for", "purpose", metavar="NAME", help="Exit 1 where this cannot work: benchmark, build or train.")
+@_json_option
+def doctor(purpose: str | None, as_json: bool) -> None:
+    """Show what this machine can do, what is missing or broken, and what installs it.
+
+    Needs no extra, and survives an installation that crashes when it is imported.
+    """
+    from toolchain.doctor.diagnosis import PURPOSES, diagnose, require
+    from toolchain.errors import chosen
+
+    if purpose:
+        chosen("--for", purpose, PURPOSES)
+    found = diagnose()
+    if as_json:
+        _print_json(found.as_dict())
+    else:
+        terminal.findings_table(found.findings)
+    if purpose:
+        require(found, purpose)
+
+
 def _require_suffix(path: Path, suffix: str) -> None:
     if path.suffix != suffix:
         raise UsageError(f"{path} does not end in {suffix}: name a {suffix} file.")

@@ -11,8 +11,8 @@ PLAIN = ("numpy>=2", "opencv-python-headless>=4.10", "pillow>=11")
 NOTES = {
     ONNXRUNTIME: paragraph("It runs on the CPU, with ONNX Runtime."),
     TENSORRT: paragraph(
-        "It needs the TensorRT version that built it, and the kind of GPU that it was built for. `tensorrt-cu13`",
-        "fetches its libraries from NVIDIA's own package index. `pycuda` is compiled when it is installed: that takes a",
+        "It needs the TensorRT version that built it, and the kind of GPU that it was built for. The libraries of",
+        "`tensorrt-cu13` come from NVIDIA's own package index. `pycuda` is compiled when it is installed: that takes a",
         "C++ compiler and the CUDA toolkit.",
     ),
     TENSORRT_RTX: paragraph(
