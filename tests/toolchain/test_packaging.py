@@ -9,6 +9,7 @@ import sysconfig
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,18 @@ import onnxruntime as ort
 import pytest
 from deployment import lctr
 from google.protobuf import text_format
+from onnx import helper, numpy_helper
 from PIL import Image
+from square_finder import CARD, CLASSES, SIZE, finder
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from engines.registry import BACKENDS
 from toolchain.artifacts import read_sidecar, seal, sidecar_of
-from toolchain.data.shapes import Shapes
+from toolchain.card import ModelCard
+from toolchain.preprocessing import Preprocessing
 
-CLASSES, SIDE, GRID = 12, 112, 14
-"""Of the bundled localizer, counted in what it was trained on: `Shapes`, 112 pixels, patches of 8."""
+WINDOW = Preprocessing(SIZE, 36, mean=(0.1, 0.0, 0.2), std=(0.9, 1.0, 1.1))
+"""Cuts the centre out of what was resized, and normalizes each channel differently."""
 SITE = sysconfig.get_path("purelib")
 ALONE = """
 import sys
@@ -49,19 +53,40 @@ def alone(script: Path, *arguments: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.fixture(scope="module")
-def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("exported") / "model.onnx"
-    assert lctr("export", model, "-o", path).exit_code == 0
+def localizer(path: Path, card: ModelCard = CARD, *, all_maps: bool = False, sidecar: bool = True) -> Path:
+    """The square finder as ONNX, with another card; with the maps of all classes where asked, as it sees colours."""
+    model = onnx.load(finder(path))
+    del model.metadata_props[:]
+    helper.set_model_props(model, card.to_metadata())
+    if all_maps:
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1, 0]), "green_red"))
+        model.graph.node.append(helper.make_node("Gather", ["blurred", "green_red"], ["maps"], axis=1))
+        model.graph.node.append(helper.make_node("Identity", ["map"], ["attention"]))
+        logits = model.graph.output[0]
+        shapes = {"maps": ["b", len(CLASSES), SIZE, SIZE], "attention": ["b", SIZE, SIZE]}
+        values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, of) for name, of in shapes.items()]
+        del model.graph.output[1:]
+        model.graph.output.extend(values)
+        assert logits.name == "logits"
+    onnx.save(model, path)
+    if sidecar:
+        seal(path, "onnx", metadata=card.to_metadata())
     return path
 
 
 @pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return localizer(tmp_path_factory.mktemp("exported") / "model.onnx")
+
+
+@pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Held-out images out of square, one wide and one tall."""
+    """A wide image with a green square and a tall one with a red square."""
     folder = tmp_path_factory.mktemp("pictures")
-    for index, size in ((3, (190, 130)), (5, (123, 171))):
-        Image.fromarray(Shapes("test")[index].image).resize(size).save(folder / f"{index}.png")
+    for name, size, box in (("green", (61, 40), (20, 12, 38, 30)), ("red", (45, 70), (10, 25, 30, 45))):
+        image = Image.new("RGB", size)
+        image.paste(CLASSES[name], box)
+        image.save(folder / f"{name}.png")
     return sorted(folder.iterdir())
 
 
@@ -109,11 +134,11 @@ def test_triton_serves_what_its_schema_accepts(exported: Path, tmp_path: Path) -
     assert config.platform == "onnxruntime_onnx"
     assert config.max_batch_size == 32
     (image,) = config.input
-    assert (image.name, image.data_type, list(image.dims)) == ("image", model_config_pb2.TYPE_FP32, [3, SIDE, SIDE])
+    assert (image.name, image.data_type, list(image.dims)) == ("image", model_config_pb2.TYPE_FP32, [3, SIZE, SIZE])
     outputs = {o.name: (o.data_type, list(o.dims), o.label_filename) for o in config.output}
     assert outputs == {
-        "logits": (model_config_pb2.TYPE_FP32, [CLASSES], "labels.txt"),
-        "map": (model_config_pb2.TYPE_FP32, [GRID, GRID], ""),
+        "logits": (model_config_pb2.TYPE_FP32, [2], "labels.txt"),
+        "map": (model_config_pb2.TYPE_FP32, [SIZE, SIZE], ""),
     }
     assert list(config.dynamic_batching.preferred_batch_size) == [8, 32]
     assert config.dynamic_batching.max_queue_delay_microseconds == 100
@@ -167,7 +192,7 @@ def test_a_tensorrt_engine_is_served_within_the_batches_it_was_built_for(exporte
     assert (config.platform, config.max_batch_size) == ("tensorrt_plan", 16)
     assert list(config.dynamic_batching.preferred_batch_size) == [4, 16]
     assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
-    assert [list(output.dims) for output in config.output] == [[CLASSES], [GRID, GRID]]
+    assert [list(output.dims) for output in config.output] == [[2], [SIZE, SIZE]]
     assert (tmp_path / "r/model/1/model.plan").read_bytes() == b"plan"
     assert "--gpus=1" in (tmp_path / "r/README.md").read_text()
     triton = ("--format", "triton", "-o", tmp_path / "no")
@@ -229,23 +254,18 @@ def test_triton_s_client_finds_what_lctr_finds(exported: Path, pictures: list[Pa
 
 
 @pytest.fixture(params=["sidecar", "no sidecar", "engine", "all maps"])
-def runnable(request: pytest.FixtureRequest, model: Path, exported: Path, tmp_path: Path) -> Path:
-    """Each form that ONNX Runtime runs; without a sidecar it also cuts the centre out of a larger image."""
+def runnable(request: pytest.FixtureRequest, exported: Path, tmp_path: Path) -> Path:
+    """Each form that ONNX Runtime runs; some with another preprocessing."""
     path = tmp_path / "model.int8.onnx"
     if request.param == "sidecar":
         return exported
     if request.param == "no sidecar":
-        changed = onnx.load(exported)
-        (entry,) = (e for e in changed.metadata_props if e.key == "preprocessing")
-        entry.value = json.dumps({**json.loads(entry.value), "resize": 126})
-        onnx.save(changed, path)
-        return path
-    if request.param == "engine":
-        path = tmp_path / "model.engine"
-        assert lctr("build", exported, "--backend", "onnxruntime", "-o", path).exit_code == 0
-        return path
-    assert lctr("export", model, "--maps", "all", "-o", path).exit_code == 0
-    return path
+        return localizer(path, replace(CARD, preprocessing=WINDOW), sidecar=False)
+    if request.param == "all maps":
+        return localizer(path, replace(CARD, preprocessing=replace(WINDOW, resize=None), tau=0.3), all_maps=True)
+    engine = tmp_path / "model.engine"
+    assert lctr("build", exported, "--backend", "onnxruntime", "-o", engine).exit_code == 0
+    return engine
 
 
 def test_a_folder_runs_without_lctr_and_finds_the_same(runnable: Path, pictures: list[Path], tmp_path: Path) -> None:
@@ -256,7 +276,7 @@ def test_a_folder_runs_without_lctr_and_finds_the_same(runnable: Path, pictures:
     assert files_in(folder) == {runnable.name} | sidecar | plain
     moved = folder.rename(tmp_path / "somewhere else")
     for mine, theirs in zip(localized(runnable, pictures), alone(moved / "run.py", *pictures), strict=True):
-        assert theirs["class_name"] == mine["class_name"]
+        assert theirs["class_name"] == mine["class_name"] == Path(theirs["image"]).stem
         assert theirs["box"] == mine["box"]
         assert theirs["confidence"] == pytest.approx(mine["confidence"], abs=1e-6)
 
@@ -404,16 +424,19 @@ def test_wrong_usage_is_refused(options: tuple[str, ...], complaint: str, export
     assert not (tmp_path / "r").exists()
 
 
-def test_labels_stand_one_a_line(exported: Path, tmp_path: Path) -> None:
-    changed = onnx.load(exported)
-    (entry,) = (e for e in changed.metadata_props if e.key == "class_names")
-    names = json.loads(entry.value)
-    path = tmp_path / "model.onnx"
-    for name in ('a "quoted" gull', "Möwe"):
-        entry.value = json.dumps([name, *names[1:]])
-        onnx.save(changed, path)
-        packaged(path, "--format", "folder", "-o", tmp_path / "r")
-        assert (tmp_path / "r" / "labels.txt").read_text(encoding="utf-8").splitlines()[0] == name
-    entry.value = json.dumps(["two\nlines", *names[1:]])
-    onnx.save(changed, path)
-    assert "is not one line" in refused(path, "--format", "folder", "-o", tmp_path / "s")
+def test_labels_stand_one_a_line(tmp_path: Path) -> None:
+    names = ('a "quoted" gull', "M\u00f6we")
+    path = localizer(tmp_path / "model.onnx", replace(CARD, class_names=names))
+    packaged(path, "--format", "folder", "-o", tmp_path / "r")
+    assert (tmp_path / "r" / "labels.txt").read_text(encoding="utf-8") == "".join(f"{name}\n" for name in names)
+    broken = localizer(tmp_path / "broken.onnx", replace(CARD, class_names=("two\nlines", "one")))
+    assert "is not one line" in refused(broken, "--format", "folder", "-o", tmp_path / "s")
+
+
+def test_a_fixed_batch_is_refused(tmp_path: Path) -> None:
+    path = localizer(tmp_path / "model.onnx", sidecar=False)
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, path)
+    told = refused(path, "--format", "triton", "-o", tmp_path / "r")
+    assert told.endswith("Export it with a dynamic batch.\n")

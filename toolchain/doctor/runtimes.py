@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 
 from engines.backend import Availability
 from engines.registry import BACKENDS
-from toolchain.doctor.finding import Finding
+from toolchain.doctor.finding import Finding, State
 from toolchain.doctor.probe import probed
 
 TORCH = """import torch
@@ -106,7 +106,7 @@ def backend_finding(name: str, can: Availability) -> Finding:
     does = [verb for verb, able in (("builds", can.build), ("runs", can.run)) if able]
     words = " and ".join(does) or "neither builds nor runs"
     reason = f": {can.reason.rstrip('.')}" if can.reason else ""
-    state = "ok" if can.build and can.run else "note" if does else "missing"
+    state: State = "ok" if can.build and can.run else "note" if does else "missing"
     return Finding(f"backend {name}", f"{words}{reason}", state)
 
 

@@ -8,6 +8,7 @@ from toolchain.artifacts import Made, code_version, load, reusable, seal, sideca
 from toolchain.errors import ArtifactError, UsageError, chosen
 from toolchain.packaging.folder import write_folder
 from toolchain.packaging.source import Source, source_from_file
+from toolchain.packaging.texts import TEMPLATES
 from toolchain.packaging.triton import TritonOptions, write_triton
 
 KIND = "package"
@@ -15,7 +16,6 @@ FORMATS: dict[str, Callable[[Source, TritonOptions, Path], None]] = {
     "triton": write_triton,
     "folder": lambda source, _, room: write_folder(source, room),
 }
-TEMPLATES = Path(__file__).parent.parent / "templates" / "package"
 
 
 def package(file: Path, format_: str, output: Path, options: TritonOptions | None = None) -> Made:

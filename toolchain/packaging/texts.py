@@ -1,15 +1,13 @@
 """The files of a package that are text: templates filled in, and what the card says."""
 
 import json
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 from textwrap import fill
 
 from toolchain.card import ModelCard
 
-FOLDER = "templates/package"
-"""Of the templates, under `toolchain`."""
+TEMPLATES = Path(__file__).parent.parent / "templates" / "package"
 SCRIPT = "run.py.txt"
 SPECS = {
     "onnxruntime": "onnxruntime.py.txt",
@@ -22,8 +20,7 @@ SPECS = {
 
 def filled(template: str, **values: object) -> str:
     """A template with every `$name` in it replaced."""
-    text = (files("toolchain") / FOLDER / template).read_text(encoding="utf-8")
-    return Template(text).substitute(values)
+    return Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(values)
 
 
 def inference(where: str, **values: object) -> tuple[str, str]:
