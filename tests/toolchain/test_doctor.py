@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import invalidate_caches
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ def plant(site: Path, module: str, code: str) -> None:
     if path.parent != site and not (path.parent / "__init__.py").exists():
         (path.parent / "__init__.py").write_text("")
     path.write_text(code)
+    invalidate_caches()
 
 
 def plant_distribution(site: Path, name: str, version: str, *requirements: str) -> None:
@@ -48,6 +50,7 @@ def plant_distribution(site: Path, name: str, version: str, *requirements: str) 
     folder.mkdir()
     asked = "".join(f"Requires-Dist: {line}\n" for line in requirements)
     (folder / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n{asked}")
+    invalidate_caches()
 
 
 def plant_gpus(site: Path, *lines: str) -> None:
@@ -105,7 +108,6 @@ def test_stubs_and_bindings_are_no_tensorrt(tmp_path: Path, monkeypatch: pytest.
     found = runtimes.tensorrt()
     assert (found.state, found.remedy) == ("missing", "pip install 'lctr[tensorrt]'")
     assert found.found == "not installed (tensorrt-cu13-bindings, tensorrt-stubs alone: no libraries)"
-    plant(tmp_path, "tensorrt", "")
     (tmp_path / "tensorrt" / "__init__.py").write_text("__version__ = '11.5'\n")
     assert runtimes.tensorrt() == Finding("TensorRT", "11.5")
 
@@ -114,8 +116,6 @@ def test_pycuda_comes_before_cuda_bindings(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "path", [str(tmp_path), *(p for p in sys.path if "-packages" not in p)])
     assert runtimes.cuda().state == "missing"
     plant(tmp_path, "cuda.bindings.runtime", "")
-    plant(tmp_path, "cuda.bindings", "")
-    (tmp_path / "cuda" / "bindings.py").unlink()
     plant_distribution(tmp_path, "cuda-bindings", "13.5")
     assert runtimes.cuda().found.startswith("cuda-bindings 13.5; pycuda, which would be taken first")
     plant(tmp_path, "pycuda.driver", "")

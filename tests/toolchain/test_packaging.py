@@ -262,7 +262,9 @@ def runnable(request: pytest.FixtureRequest, exported: Path, tmp_path: Path) -> 
     if request.param == "no sidecar":
         return localizer(path, replace(CARD, preprocessing=WINDOW), sidecar=False)
     if request.param == "all maps":
-        return localizer(path, replace(CARD, preprocessing=replace(WINDOW, resize=None), tau=0.3), all_maps=True)
+        return localizer(
+            path, replace(CARD, preprocessing=replace(CARD.preprocessing, resize=None), tau=0.3), all_maps=True
+        )
     engine = tmp_path / "model.engine"
     assert lctr("build", exported, "--backend", "onnxruntime", "-o", engine).exit_code == 0
     return engine

@@ -43,9 +43,10 @@ def _finding(extra: str, lacking: tuple[str, ...]) -> Finding:
 
 def _present(package: str, least: str | None) -> bool:
     try:
-        return least is None or _numbers(version(package)) >= _numbers(least)
+        found = version(package)
     except PackageNotFoundError:
         return False
+    return least is None or _numbers(found) >= _numbers(least)
 
 
 def _numbers(version_: str) -> tuple[int, ...]:

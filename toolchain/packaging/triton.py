@@ -26,7 +26,8 @@ from toolchain.packaging.texts import (
 PLATFORMS = {TENSORRT: ("tensorrt_plan", "model.plan"), ONNXRUNTIME: ("onnxruntime_onnx", "model.onnx")}
 """Runtime -> Triton's platform, and the file name that it looks for."""
 KINDS = {"gpu": "KIND_GPU", "cpu": "KIND_CPU"}
-TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64", "int32": "TYPE_INT32"}
+TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "float64": "TYPE_FP64"}
+"""NumPy's names of what a localizer takes and returns."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 DELAY = re.compile(r"(\d+)(us|ms|s)")
 MICROSECONDS = {"us": 1, "ms": 1000, "s": 1_000_000}
