@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -309,8 +310,9 @@ def uses(tree: ast.Module, name: str) -> set[str]:
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx", "onnxruntime"])
 def test_the_program_is_short_and_names_what_exists(backend: str, exported: Path, tmp_path: Path) -> None:
-    engine = engine_beside(exported, tmp_path / "built", backend)
-    packaged(engine, "--format", "folder", "-o", tmp_path / "packaged")
+    plain = backend == "onnxruntime"
+    file = exported if plain else engine_beside(exported, tmp_path / "built", backend)
+    packaged(file, "--format", "folder", "-o", tmp_path / "packaged")
     script = tmp_path / "packaged" / "run.py"
     text = script.read_text()
     checked = subprocess.run(
@@ -320,8 +322,8 @@ def test_the_program_is_short_and_names_what_exists(backend: str, exported: Path
     )
     assert checked.returncode == 0, checked.stdout
     code = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    assert len(code) <= (50 if backend == "onnxruntime" else 75)
-    if backend == "onnxruntime":
+    assert len(code) <= (50 if plain else 75)
+    if plain:
         return
     members = rtx_members() if backend == "tensorrt-rtx" else stub_members()
     tree = ast.parse(text)
@@ -393,6 +395,18 @@ def test_a_changed_engine_is_not_packaged(exported: Path, tmp_path: Path) -> Non
     sidecar_of(engine).unlink()
     assert "its origin is unknown" in refused(engine, "--format", "folder", "-o", tmp_path / "r")
     assert {path.name for path in tmp_path.iterdir()} == {"built"}
+
+
+def test_packaging_needs_no_training_stack(exported: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from cli import TRAINING_STACK, main; main(sys.argv[1:], standalone_mode=False); "
+        "print(sorted(TRAINING_STACK & set(sys.modules)))"
+    )
+    arguments = ["package", str(exported), "--format", "triton", "-o", str(tmp_path / "r")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
 
 
 def test_nothing_is_left_where_packaging_breaks_off(

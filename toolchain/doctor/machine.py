@@ -50,8 +50,8 @@ def _gpu(line: str) -> Gpu:
 
 def _gpu_findings(found: tuple[Gpu, ...]) -> tuple[Finding, ...]:
     if not found:
-        remedy = "where there is one: install NVIDIA's driver"
-        return (Finding("GPU", "none that nvidia-smi can see: engines are built here, not run", "note", remedy),)
+        remedy = "NVIDIA's driver, where there is one"
+        return (Finding("GPU", "none that nvidia-smi sees: engines are built, not run", "note", remedy),)
     version = CUDA_VERSION.search(_answer(["nvidia-smi"]))
     cuda = f"CUDA up to {version[1]}" if version else "CUDA version not told"
     listed = tuple(_supported(index, gpu) for index, gpu in enumerate(found))

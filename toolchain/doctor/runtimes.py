@@ -16,6 +16,7 @@ BACKEND = """from dataclasses import asdict
 from engines.registry import backend
 answer = asdict(backend({name!r}).availability())"""
 PROVIDER = "ExecutionProvider"
+REPAIR = "repair its runtime, above"
 
 
 def installed(module: str) -> bool:
@@ -32,11 +33,11 @@ def tensorrt() -> Finding:
     if installed("tensorrt"):
         return _loaded("TensorRT", "tensorrt", "'lctr[tensorrt]'")
     parts = sorted(
-        name
+        name.replace("_", "-")
         for distribution in distributions()
         if (name := distribution.metadata["Name"]) and name.startswith("tensorrt") and "rtx" not in name
     )
-    rest = f" ({', '.join(parts)} alone: no libraries)" if parts else ""
+    rest = f"; {', '.join(parts)} without its libraries" if parts else ""
     return Finding("TensorRT", f"not installed{rest}", "missing", "pip install 'lctr[tensorrt]'")
 
 
@@ -57,9 +58,7 @@ def cuda() -> Finding:
     if found := _version("cuda-bindings"):
         probe = probed("from cuda.bindings import runtime\nanswer = {}")
         if not probe.problem:
-            return Finding(
-                "CUDA in Python", f"cuda-bindings {found}; pycuda, which would be taken first, is not installed"
-            )
+            return Finding("CUDA in Python", f"cuda-bindings {found}; pycuda would come first")
         words = f"cuda-bindings {found} does not load: {probe.problem}"
         return Finding("CUDA in Python", words, "broken", _again("cuda-bindings"))
     return Finding("CUDA in Python", "neither pycuda nor cuda-bindings", "missing", "pip install 'lctr[rtx]'")
@@ -97,17 +96,21 @@ def availability(name: str) -> Availability:
     """What a backend says of itself; its problem where it cannot even be imported."""
     probe = probed(BACKEND.format(name=name))
     if probe.problem:
-        return Availability(build=False, run=False, reason=f"{probe.problem}.")
+        return Availability(build=False, run=False, reason=f"it does not load ({probe.problem}): {REPAIR}.")
     return Availability(**probe.answer)
 
 
 def backend_finding(name: str, can: Availability) -> Finding:
-    """A backend in words; what to install is told by the finding of its runtime."""
-    does = [verb for verb, able in (("builds", can.build), ("runs", can.run)) if able]
-    words = " and ".join(does) or "neither builds nor runs"
-    reason = f": {can.reason.rstrip('.')}" if can.reason else ""
-    state: State = "ok" if can.build and can.run else "note" if does else "missing"
-    return Finding(f"backend {name}", f"{words}{reason}", state)
+    """What a backend can do, in words."""
+    verbs = {"builds": can.build, "runs": can.run}
+    does = [verb for verb, able in verbs.items() if able]
+    if len(does) == len(verbs):
+        return Finding(f"backend {name}", "builds and runs")
+    # Every reason is a cause, a colon, and what to do about it.
+    cause, _, remedy = can.reason.rstrip(".").rpartition(": ")
+    words = f"{does[0]} only" if does else "neither builds nor runs"
+    state: State = "note" if does else "missing"
+    return Finding(f"backend {name}", f"{words}: {cause}", state, remedy)
 
 
 def _loaded(name: str, module: str, requirement: str) -> Finding:
