@@ -92,7 +92,7 @@ def test_what_crashes_when_imported_does_not_hurt(site: Path) -> None:
         assert found[name]["state"] == "broken"
         assert found[name]["remedy"].startswith("pip install --force-reinstall ")
     assert found["backend onnxruntime"]["state"] == "missing"
-    assert found["backend onnxruntime"]["remedy"] == "repair its runtime, above"
+    assert found["backend onnxruntime"]["remedy"] == "repair that, above"
 
 
 def test_an_import_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,9 +199,13 @@ def test_a_purpose_that_cannot_work_exits_with_1(site: Path) -> None:
     assert told.exit_code == 1
     assert "backend onnxruntime" in told.stdout
     assert told.stderr == (
-        "Error: nothing can be benchmarked here, for no backend runs (ONNX Runtime does not load: RuntimeError: half "
+        "Error: nothing can be benchmarked here, for no backend runs (ONNX Runtime: does not load: RuntimeError: half "
         "an installation): pip install --force-reinstall onnxruntime.\n"
     )
+    told = lctr("doctor", "--for", "build", "--json")
+    assert told.exit_code == 1
+    assert not json.loads(told.stdout)["backends"]["tensorrt-rtx"]["build"]
+    assert "pip install --force-reinstall tensorrt-rtx-cu13." in told.stderr
     unknown = lctr("doctor", "--for", "sale")
     assert (unknown.exit_code, unknown.stdout) == (2, "")
     assert "unknown --for 'sale': choose one of benchmark, build, train." in unknown.stderr

@@ -12,6 +12,8 @@ from toolchain.doctor.finding import Finding
 from toolchain.doctor.machine import hardware
 from toolchain.errors import BackendUnavailable, chosen
 
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+"""Backend -> the finding of what it loads."""
 LOOKS = (runtimes.tensorrt, runtimes.tensorrt_rtx, runtimes.cuda, runtimes.torch, runtimes.onnxruntime)
 
 
@@ -44,8 +46,11 @@ def diagnose() -> Diagnosis:
     names = runtimes.backends()
     with ThreadPoolExecutor() as pool:
         looks = [pool.submit(look) for look in LOOKS]
-        can = dict(zip(names, pool.map(runtimes.availability, names), strict=True))
+        asked = dict(zip(names, pool.map(runtimes.availability, names), strict=True))
         found = [look.result() for look in looks]
+    # A backend looks whether its runtime is there; whether that loads, it learns when it is used.
+    broken = {finding.name for finding in found if finding.state == "broken"}
+    can = {name: runtimes.UNUSABLE if RUNTIMES.get(name) in broken else able for name, able in asked.items()}
     told = (runtimes.backend_finding(name, able) for name, able in can.items())
     return Diagnosis((*hardware(), *found, *told, *extras()), can)
 
@@ -65,21 +70,21 @@ def _benchmark(diagnosis: Diagnosis) -> str:
     if any(can.run for can in diagnosis.backends.values()):
         return ""
     runtime = diagnosis.of("ONNX Runtime")
-    return f"nothing can be benchmarked here, for no backend runs (ONNX Runtime {runtime.found}): {runtime.remedy}."
+    return f"nothing can be benchmarked here, for no backend runs (ONNX Runtime: {runtime.found}): {runtime.remedy}."
 
 
 def _build(diagnosis: Diagnosis) -> str:
     if any(can.build for name, can in diagnosis.backends.items() if name.startswith("tensorrt")):
         return ""
     runtime = diagnosis.of("TensorRT-RTX")
-    return f"no TensorRT engine can be built here (TensorRT-RTX is {runtime.found}): {runtime.remedy}."
+    return f"no TensorRT engine can be built here (TensorRT-RTX: {runtime.found}): {runtime.remedy}."
 
 
 def _train(diagnosis: Diagnosis) -> str:
     for name in ("torch", "extra train"):
         finding = next((found for found in diagnosis.findings if found.name == name), None)
         if finding and finding.state != "ok":
-            return f"nothing can be trained here ({name} {finding.found}): {finding.remedy}."
+            return f"nothing can be trained here ({name}: {finding.found}): {finding.remedy}."
     return ""
 
 

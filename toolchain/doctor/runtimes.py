@@ -16,7 +16,8 @@ BACKEND = """from dataclasses import asdict
 from engines.registry import backend
 answer = asdict(backend({name!r}).availability())"""
 PROVIDER = "ExecutionProvider"
-REPAIR = "repair its runtime, above"
+UNUSABLE = Availability(build=False, run=False, reason="its runtime does not load: repair that, above.")
+"""Of a backend whose runtime is broken."""
 
 
 def installed(module: str) -> bool:
@@ -93,11 +94,9 @@ def backends() -> tuple[str, ...]:
 
 
 def availability(name: str) -> Availability:
-    """What a backend says of itself; its problem where it cannot even be imported."""
+    """What a backend says of itself, where it can be imported."""
     probe = probed(BACKEND.format(name=name))
-    if probe.problem:
-        return Availability(build=False, run=False, reason=f"it does not load ({probe.problem}): {REPAIR}.")
-    return Availability(**probe.answer)
+    return UNUSABLE if probe.problem else Availability(**probe.answer)
 
 
 def backend_finding(name: str, can: Availability) -> Finding:

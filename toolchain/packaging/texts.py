@@ -9,7 +9,7 @@ from toolchain.card import ModelCard
 
 TEMPLATES = Path(__file__).parent.parent / "templates" / "package"
 SCRIPT = "run.py.txt"
-SPECS = {
+PARTS = {
     "onnxruntime": "onnxruntime.py.txt",
     "tensorrt": "tensorrt.py.txt",
     "tensorrt-rtx": "tensorrt_rtx.py.txt",
@@ -24,8 +24,8 @@ def filled(template: str, **values: object) -> str:
 
 
 def inference(where: str, **values: object) -> tuple[str, str]:
-    """The imports and the function `infer` of a script, for a key of `SPECS`; `values` replace its `$name`s."""
-    imports, rest = filled(SPECS[where], **values).strip().split("\n\n", 1)
+    """The imports and the function `infer` of a script, for a key of `PARTS`; `values` replace its `$name`s."""
+    imports, rest = filled(PARTS[where], **values).strip().split("\n\n", 1)
     return imports, rest.strip()
 
 

@@ -122,14 +122,15 @@ def _decided(source: Source, options: TritonOptions) -> _Served:
     device = options.device or ("gpu" if source.runtime == TENSORRT else "cpu")
     if source.runtime == TENSORRT and device == "cpu":
         raise UsageError(f"{source.path} is a TensorRT engine, which needs a GPU: leave --device cpu out.")
-    batch = source.batch or BatchProfile(maximum=max(options.max_batch or 0, BatchProfile().maximum))
+    built = source.batch
+    batch = built or BatchProfile()
     largest = options.max_batch or batch.maximum
-    if largest > batch.maximum:
-        raise UsageError(f"--max-batch {largest} is over the {batch.maximum} that {source.path} was built for.")
-    if batch.minimum > 1:
+    if built and largest > built.maximum:
+        raise UsageError(f"--max-batch {largest} is over the {built.maximum} that {source.path} was built for.")
+    if built and built.minimum > 1:
         raise UsageError(
-            f"{source.path} takes batches from {batch.minimum} up, and Triton sends single requests too: build it with "
-            f"--batch 1 {batch.optimum} {batch.maximum}."
+            f"{source.path} takes batches from {built.minimum} up, and Triton sends single requests too: build it with "
+            f"--batch 1 {built.optimum} {built.maximum}."
         )
     preferred = tuple(sorted({min(batch.optimum, largest), largest}))
     name = options.name or re.sub(r"[^A-Za-z0-9_-]", "_", source.path.stem)
