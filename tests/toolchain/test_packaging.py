@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -286,13 +287,14 @@ def test_a_folder_runs_without_lctr_and_finds_the_same(runnable: Path, pictures:
 
 def stub_members() -> dict[str, set[str]]:
     """Class of TensorRT's stubs -> names in it, and "" -> names of the module."""
-    module = ast.parse((Path(SITE) / "tensorrt" / "__init__.pyi").read_text())
-    found = {"": {alias.name for node in ast.walk(module) if isinstance(node, ast.ImportFrom) for alias in node.names}}
-    for node in ast.parse((Path(SITE) / "tensorrt_bindings" / "tensorrt.pyi").read_text()).body:
-        if isinstance(node, ast.ClassDef):
-            assigned = (n.target for n in node.body if isinstance(n, ast.AnnAssign))
-            defined = {n.name for n in node.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-            found[node.name] = defined | {target.id for target in assigned if isinstance(target, ast.Name)}
+    module = (Path(SITE) / "tensorrt" / "__init__.pyi").read_text()
+    found = {"": set(re.findall(r"^from \S+ import (\w+)", module, re.MULTILINE))}
+    # Line by line: the stubs of 10.13 are no Python that parses.
+    for line in (Path(SITE) / "tensorrt_bindings" / "tensorrt.pyi").read_text().splitlines():
+        if opened := re.match(r"class (\w+)", line):
+            members = found.setdefault(opened[1], set())
+        elif member := re.match(r"    (?:def |class )?(\w+)", line):
+            members.add(member[1])
     return found
 
 
