@@ -194,27 +194,26 @@ def _quoted(text: str) -> str:
 
 
 def _readme(source: Source, served: _Served) -> str:
+    origin = "; what that was made from stands beside it, with hashes" if source.artifact else ""
     sizes = " and ".join(map(str, served.preferred))
-    waits = f", preferably of {sizes}; a request waits {served.queue_delay} microseconds for others"
+    waits = f", preferably of {sizes}, for which a request waits {served.queue_delay} microseconds"
+    copies = f"{served.instances} instance{'' if served.instances == 1 else 's'} on the {served.device.upper()}"
     return filled(
         "triton.md",
         name=served.name,
-        classes=f"{len(source.card.class_names):,}",
-        file=served.file,
-        what=f"`{source.path.name}`, unchanged",
-        sidecar="; what it was made from stands beside it" if source.artifact else "",
+        contents=paragraph(
+            f"`{served.name}/config.pbtxt` is what Triton reads, `{served.name}/labels.txt` names the",
+            f"{len(source.card.class_names):,} classes, `{served.name}/1/{served.file}` is `{source.path.name}`{origin}.",
+        ),
         tag_note=_tag_note(source),
         gpus="--gpus=1 " if served.device == "gpu" else "",
         client="\n\n".join(inference("triton", model=served.name)),
         preprocessing=preprocessing_in_words(source.card),
         tau=f"{source.card.tau:g}",
-        concurrency=max(2, 2 * served.instances),
-        instances_step=served.instances,
-        max_batch=served.max_batch,
-        batching=waits if served.max_batch > 1 else "",
-        instances=served.instances,
-        plural="" if served.instances == 1 else "s",
-        device=served.device.upper(),
+        serving=paragraph(
+            f"Batches up to {served.max_batch}{waits if served.max_batch > 1 else ''}; {copies}. To change that, package",
+            "again with `--max-batch`, `--queue-delay`, `--instances` or `--device`.",
+        ),
     )
 
 
