@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from toolchain import __version__, terminal
-from toolchain.errors import ArtifactError, LctrError, UsageError
+from toolchain.errors import ArtifactError, LctrError, UsageError, chosen
 
 if TYPE_CHECKING:
     from engines.backend import BuildOptions
@@ -863,7 +863,6 @@ def doctor(purpose: str | None, as_json: bool) -> None:
     Needs no extra, and survives an installation that crashes when it is imported.
     """
     from toolchain.doctor.diagnosis import PURPOSES, diagnose, require
-    from toolchain.errors import chosen
 
     if purpose:
         chosen("--for", purpose, PURPOSES)

@@ -202,8 +202,9 @@ def _readme(source: Source, served: _Served) -> str:
         "triton.md",
         name=served.name,
         contents=paragraph(
-            f"`{served.name}/config.pbtxt` is what Triton reads, `{served.name}/labels.txt` names the",
-            f"{len(source.card.class_names):,} classes, `{served.name}/1/{served.file}` is `{source.path.name}`{origin}.",
+            f"`{served.name}/config.pbtxt` is what Triton reads, `{served.name}/labels.txt` names the "
+            f"{len(source.card.class_names):,} classes, "
+            f"`{served.name}/1/{served.file}` is `{source.path.name}`{origin}.",
         ),
         tag_note=_tag_note(source),
         gpus="--gpus=1 " if served.device == "gpu" else "",
@@ -211,8 +212,8 @@ def _readme(source: Source, served: _Served) -> str:
         preprocessing=preprocessing_in_words(source.card),
         tau=f"{source.card.tau:g}",
         serving=paragraph(
-            f"Batches up to {served.max_batch}{waits if served.max_batch > 1 else ''}; {copies}. To change that, package",
-            "again with `--max-batch`, `--queue-delay`, `--instances` or `--device`.",
+            f"Batches up to {served.max_batch}{waits if served.max_batch > 1 else ''}; {copies}.",
+            "To change that, package again with `--max-batch`, `--queue-delay`, `--instances` or `--device`.",
         ),
     )
 
