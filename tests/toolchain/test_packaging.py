@@ -348,7 +348,7 @@ def test_what_the_cuda_calls_of_the_rtx_program_are_named_exists() -> None:
 @pytest.mark.parametrize(
     ("backend", "needed"),
     [
-        ("tensorrt", {"tensorrt-cu13==11.4.0", "pycuda"}),
+        ("tensorrt", {"tensorrt-cu12==11.4.0", "pycuda"}),
         ("tensorrt-rtx", {"tensorrt-rtx-cu13==1.7.1", "cuda-bindings"}),
     ],
 )
@@ -357,7 +357,7 @@ def test_an_engine_asks_for_the_version_that_built_it(
 ) -> None:
     engine = engine_beside(exported, tmp_path / "built", backend)
     record = json.loads(sidecar_of(engine).read_text())
-    record["versions"] = {"tensorrt_cu13": "11.4.0", "tensorrt_rtx_cu13": "1.7.1"}
+    record["versions"] = {"numpy": "2.4", "tensorrt_rtx_cu13": "1.7.1", "tensorrt_cu12": "11.4.0"}
     sidecar_of(engine).write_text(json.dumps(record))
     packaged(engine, "--format", "folder", "-o", tmp_path / "packaged")
     lines = (tmp_path / "packaged" / "requirements.txt").read_text().splitlines()

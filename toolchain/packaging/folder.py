@@ -8,11 +8,16 @@ from toolchain.packaging.texts import filled, paragraph, preprocessing_in_words,
 
 PLAIN = ("numpy>=2", "opencv-python-headless>=4.10", "pillow>=11")
 """What `run.py` needs whatever the runtime."""
+CUDA_PACKAGES = {
+    TENSORRT: ("tensorrt-cu13", "pycuda>=2025.1"),
+    TENSORRT_RTX: ("tensorrt-rtx-cu13", "cuda-bindings>=13"),
+}
+"""What brings the runtime, where the engine does not say which it was, and what owns the GPU's memory in `run.py`."""
 NOTES = {
     ONNXRUNTIME: paragraph("It runs on the CPU, with ONNX Runtime."),
     TENSORRT: paragraph(
-        "It needs the TensorRT version that built it, and the kind of GPU that it was built for. The libraries of",
-        "`tensorrt-cu13` come from NVIDIA's own package index. `pycuda` is compiled when it is installed: that takes a",
+        "It needs the TensorRT version that built it, and the kind of GPU that it was built for. TensorRT's",
+        "libraries come from NVIDIA's own package index. `pycuda` is compiled when it is installed: that takes a",
         "C++ compiler and the CUDA toolkit.",
     ),
     TENSORRT_RTX: paragraph(
@@ -46,13 +51,7 @@ def write_folder(source: Source, folder: Path) -> None:
 
 def _needed(source: Source) -> tuple[str, ...]:
     """Packages of the runtime: an engine is for the version that built it, an ONNX file for that and later ones."""
-    recorded = source.versions
     if source.runtime == ONNXRUNTIME:
-        return (f"onnxruntime>={recorded.get('onnxruntime', '1.22')}",)
-    package, cuda = (
-        ("tensorrt-rtx-cu13", "cuda-bindings>=13")
-        if source.runtime == TENSORRT_RTX
-        else ("tensorrt-cu13", "pycuda>=2025.1")
-    )
-    version = recorded.get(package.replace("-", "_"))
-    return (f"{package}=={version}" if version else package, cuda)
+        return (f"onnxruntime>={source.versions.get('onnxruntime', '1.22')}",)
+    package, cuda = CUDA_PACKAGES[source.runtime]
+    return ("==".join(source.builder) if source.builder else package, cuda)

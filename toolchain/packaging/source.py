@@ -61,6 +61,13 @@ class Source:
         """Of the packages that made the file, as far as recorded."""
         return self.artifact.versions if self.artifact else {}
 
+    @property
+    def builder(self) -> tuple[str, str] | None:
+        """Name and version of the package of TensorRT that built an engine of its; None where that is not recorded."""
+        named = {name.replace("_", "-"): version for name, version in self.versions.items()}
+        rtx = self.runtime == TENSORRT_RTX
+        return next((x for x in named.items() if x[0].startswith("tensorrt") and ("rtx" in x[0]) == rtx), None)
+
     def copy_to(self, target: Path) -> None:
         """The file under another name, with its sidecar.
 

@@ -222,7 +222,7 @@ def _tag_note(source: Source) -> str:
     matrix = f"NVIDIA lists the releases of the image and what is in each at {SUPPORT_MATRIX}."
     if source.runtime == ONNXRUNTIME:
         return paragraph("Any recent release of the image serves an ONNX file.", matrix)
-    built = next((version for name, version in source.versions.items() if name.startswith("tensorrt_cu")), None)
+    built = source.builder[1] if source.builder else ""
     gpu = source.artifact.machine.get("gpu", "none") if source.artifact else "none"
     return paragraph(
         f"A TensorRT engine runs in the TensorRT version that built it{f' ({built})' if built else ''}, on the kind of",
