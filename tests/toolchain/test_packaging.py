@@ -289,6 +289,7 @@ def stub_members() -> dict[str, set[str]]:
     """Class of TensorRT's stubs -> names in it, and "" -> names of the module."""
     module = (Path(SITE) / "tensorrt" / "__init__.pyi").read_text()
     found = {"": set(re.findall(r"^from \S+ import (\w+)", module, re.MULTILINE))}
+    members: set[str] = set()
     # Line by line: the stubs of 10.13 are no Python that parses.
     for line in (Path(SITE) / "tensorrt_bindings" / "tensorrt.pyi").read_text().splitlines():
         if opened := re.match(r"class (\w+)", line):
