@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from toolchain import __version__, terminal
-from toolchain.errors import ArtifactError, LctrError, UsageError
+from toolchain.errors import ArtifactError, LctrError, UsageError, chosen
 
 if TYPE_CHECKING:
     from engines.backend import BuildOptions
@@ -796,6 +796,39 @@ def localize(file: Path, images: tuple[Path, ...], output: Path | None) -> None:
 
 
 @main.command()
+@click.argument("file", type=PATH)
+@click.option("--format", "format_", required=True, metavar="NAME", help="triton or folder.")
+@_output_option("Folder to write.")
+@click.option("--name", help="Of the model in Triton. Default: after FILE.")
+@click.option("--max-batch", type=int, help="Largest batch. Default: what the engine was built for; 32 for ONNX.")
+@click.option("--instances", default=1, show_default=True, help="Copies of the model that run at a time.")
+@click.option("--queue-delay", default="100us", show_default=True, help="How long a request waits to be batched.")
+@click.option("--device", help="gpu or cpu. Default: gpu for TensorRT, cpu for ONNX.")
+def package(
+    file: Path,
+    format_: str,
+    output: Path,
+    name: str | None,
+    max_batch: int | None,
+    instances: int,
+    queue_delay: str,
+    device: str | None,
+) -> None:
+    """Package FILE (.onnx or an engine) for those who do not have lctr.
+
+    triton: a model repository for Triton Inference Server, with a client. folder: the file with its preprocessing, its
+    class names, and a short program that runs it. Both tell in a README.md how to use them.
+    """
+    if format_ != "triton":
+        _require_absent(f"--format {format_}", "name", "max_batch", "instances", "queue_delay", "device")
+    from toolchain.packaging.package import package
+    from toolchain.packaging.triton import TritonOptions, microseconds
+
+    options = TritonOptions(name, max_batch, instances, microseconds(queue_delay), device)
+    _say_made(package(file, format_, output, options))
+
+
+@main.command()
 @click.argument("path", type=PATH)
 @_json_option
 def verify(path: Path, as_json: bool) -> None:
@@ -819,6 +852,27 @@ def verify(path: Path, as_json: bool) -> None:
     problems = [artifact.problem for artifact in checked if artifact.problem]
     if problems:
         raise ArtifactError(problems[0] if len(problems) == 1 else f"{len(problems)} artifacts: " + " ".join(problems))
+
+
+@main.command()
+@click.option("--for", "purpose", metavar="NAME", help="Exit 1 where this cannot work: benchmark, build or train.")
+@_json_option
+def doctor(purpose: str | None, as_json: bool) -> None:
+    """Show what this machine can do, what is missing or broken, and what installs it.
+
+    Needs no extra, and survives an installation that crashes when it is imported.
+    """
+    from toolchain.doctor.diagnosis import PURPOSES, diagnose, require
+
+    if purpose:
+        chosen("--for", purpose, PURPOSES)
+    found = diagnose()
+    if as_json:
+        _print_json(found.as_dict())
+    else:
+        terminal.findings_table(found.findings)
+    if purpose:
+        require(found, purpose)
 
 
 def _require_suffix(path: Path, suffix: str) -> None:

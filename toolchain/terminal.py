@@ -16,6 +16,7 @@ from toolchain.progress import Progress, Step, unwatched
 
 if TYPE_CHECKING:
     from engines.inspection import Inspection
+    from toolchain.doctor.finding import Finding
     from toolchain.evaluation import Evaluation, OutputError
     from toolchain.scores import Scores
 
@@ -144,6 +145,12 @@ def sensitivity_table(record: Mapping[str, Any], limit: int = 12) -> None:
     rest = f" (the first {limit} of {len(record['ranking'])})" if len(shown) < len(record["ranking"]) else ""
     columns = [record["by"] + rest, "loss with only it INT8", "loss with only it float", ""]
     table("", columns, rows)
+
+
+def findings_table(findings: Sequence[Finding]) -> None:
+    """What `doctor` looked at, and what to do about it."""
+    rows = [[f.name, "" if f.state == "ok" else f.state, f.found, f.remedy] for f in findings]
+    table("", ["", "", "found", "what to do"], rows)
 
 
 def _cost(quality: Mapping[str, Any]) -> str:
