@@ -59,12 +59,13 @@ def running(
         ArtifactError: the runtime cache cannot be written.
     """
     device = cuda.device()
-    with ExitStack() as stack:
-        with device.active():
-            runtime = Runtime(trt, runtime_name, engine, source, runtime_cache)
-            session = TensorRTSession(runtime, device, metadata)
-        stack.callback(session.close)
+    with device.active():
+        runtime = Runtime(trt, runtime_name, engine, source, runtime_cache)
+        session = TensorRTSession(runtime, device, metadata)
+    try:
         yield session
+    finally:
+        session.close()
 
 
 class TensorRTSession:

@@ -1,0 +1,641 @@
+"""`running`, with a vendor and a GPU that compute in numpy, count what is alive and keep a clock of whole milliseconds.
+
+The vendor's engine answers `sum` (B,), twice the sum over an image, in the type of the input `image` (B, 3).
+"""
+
+import enum
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engines import cuda
+from engines.backend import Session
+from engines.device import DeviceDescription
+from engines.tensorrt_session import running
+from engines.timing import TimingOptions
+from toolchain.errors import ArtifactError, BackendError, UsageError
+
+UPLOAD, KERNELS, GRAPH, DOWNLOAD, FLUSH = 1, 5, 3, 2, 100
+L2 = 4096
+SOURCE = Path("model.engine")
+
+
+class FakeGPU:
+    """Runs everything at once. `log` holds what happened, `alive` what was made and not given back."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.alive: list[Any] = []
+        self.memory: dict[int, np.ndarray] = {}
+        self.clock = 0
+        self.depth = 0
+        self.full = False
+        self.capturable = True
+        self.capturing = False
+        self.waits: list[bool] = []
+        self.context = 7
+
+    def spend(self, what: str, ms: int) -> None:
+        assert self.depth, f"{what} without a current context"
+        self.log.append(what)
+        self.clock += ms
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        self.depth += 1
+        yield
+        self.depth -= 1
+
+    def describe(self) -> DeviceDescription:
+        return DeviceDescription("fake", (8, 9), 1 << 30, 1 << 29, L2, "13.0", "fake 1")
+
+    def allocate(self, nbytes: int) -> "Held":
+        if self.full:
+            raise BackendError("CUDA's cuMemAlloc failed: CUDA_ERROR_OUT_OF_MEMORY: use a smaller batch.")
+        held = Held(self, f"allocate {nbytes}")
+        held.nbytes, held.address = nbytes, 1000 + len(self.log)
+        self.memory[held.address] = np.zeros(nbytes, np.uint8)
+        return held
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> "Held":
+        held = Held(self, f"pin {shape}")
+        held.array = np.zeros(shape, dtype)
+        return held
+
+    def stream(self) -> "Stream":
+        return Stream(self, "stream")
+
+    def event(self, *, spin: bool) -> "Event":
+        made = Event(self, "event")
+        made.spin = spin
+        return made
+
+
+class Held:
+    """Something that has to be given back exactly once."""
+
+    nbytes: int
+    address: int
+    array: np.ndarray
+
+    def __init__(self, gpu: FakeGPU, what: str) -> None:
+        self.gpu = gpu
+        gpu.spend(what, 0)
+        gpu.alive.append(self)
+
+    def free(self) -> None:
+        assert self.gpu.depth
+        self.gpu.alive.remove(self)
+
+    close = free
+
+
+class Stream(Held):
+    @property
+    def handle(self) -> int:
+        return id(self)
+
+    def upload(self, target: Held, source: np.ndarray) -> None:
+        self.gpu.memory[target.address][:] = np.frombuffer(source.tobytes(), np.uint8)
+        self.gpu.spend("upload", UPLOAD)
+
+    def download(self, target: np.ndarray, source: Held) -> None:
+        target[...] = self.gpu.memory[source.address].view(target.dtype).reshape(target.shape)
+        self.gpu.spend("download", DOWNLOAD)
+
+    def fill(self, target: Held, byte: int) -> None:
+        assert target.nbytes == L2
+        self.gpu.spend("flush", FLUSH)
+
+    def capture(self, work: Callable[[], None]) -> "Graph":
+        self.gpu.capturing = True
+        try:
+            work()
+        finally:
+            self.gpu.capturing = False
+        graph = Graph(self.gpu, "graph")
+        graph.work = work
+        return graph
+
+    def synchronize(self) -> None:
+        assert self.gpu.depth
+
+
+class Graph(Held):
+    work: Callable[[], None]
+
+    def launch(self) -> None:
+        """Computes as the work does, and takes less time for it."""
+        self.work()
+        self.gpu.clock += GRAPH - KERNELS
+        self.gpu.log.append("graph launch")
+
+
+class Event(Held):
+    spin: bool
+    at = -1
+
+    def record(self, stream: Stream) -> None:
+        self.at = self.gpu.clock
+
+    def synchronize(self) -> None:
+        assert self.at >= 0
+        self.gpu.waits.append(self.spin)
+        self.gpu.log.append("wait")
+
+    def milliseconds_since(self, start: "Event") -> float:
+        return float(self.at - start.at)
+
+
+class DataType(enum.Enum):
+    FLOAT = "float32"
+    HALF = "float16"
+    INT64 = "int64"
+    BOOL = "bool"
+    BF16 = ""
+
+
+class FakeVendor(ModuleType):
+    """What `running` needs of `tensorrt`; the engine's content is not looked at."""
+
+    DataType = DataType
+    TensorIOMode = enum.Enum("TensorIOMode", "INPUT OUTPUT")
+    TensorLocation = enum.Enum("TensorLocation", "DEVICE HOST")
+
+    class ILogger:
+        INTERNAL_ERROR, ERROR, WARNING = range(3)
+
+    def __init__(
+        self, gpu: FakeGPU, input_type: DataType = DataType.FLOAT, output_type: DataType | None = None
+    ) -> None:
+        super().__init__("fake_vendor")
+        self.gpu = gpu
+        self.types = {"image": input_type, "sum": output_type or input_type}
+        self.locations = dict.fromkeys(self.types, self.TensorLocation.DEVICE)
+        self.output_batch: int | None = None
+        self.refuses = ""
+        self.cache: FakeCache | None = None
+        self.contexts = 0
+        self.Runtime = lambda logger: FakeRuntime(self, logger)
+
+    @staticmethod
+    def nptype(dtype: DataType) -> Any:
+        if not dtype.value:
+            raise TypeError("no such type in numpy")
+        return np.dtype(dtype.value).type
+
+
+class FakeRuntime:
+    def __init__(self, trt: FakeVendor, logger: Any) -> None:
+        self.trt, self.logger = trt, logger
+
+    def deserialize_cuda_engine(self, content: bytes) -> "FakeEngine | None":
+        if content != b"engine":
+            self.logger.log(self.trt.ILogger.WARNING, "a warning is no cause")
+            self.logger.log(self.trt.ILogger.ERROR, "magic tag does not match.\nsecond line")
+            return None
+        return FakeEngine(self.trt, self.logger) if self.trt.cache is None else FakeCachingEngine(self.trt, self.logger)
+
+
+class FakeEngine:
+    num_io_tensors = 2
+
+    def __init__(self, trt: FakeVendor, logger: Any) -> None:
+        self.trt, self.logger = trt, logger
+        trt.contexts = 0
+
+    def get_tensor_name(self, index: int) -> str:
+        return ("image", "sum")[index]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        return self.trt.TensorIOMode.INPUT if name == "image" else self.trt.TensorIOMode.OUTPUT
+
+    def get_tensor_location(self, name: str) -> Any:
+        return self.trt.locations[name]
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return self.trt.types[name]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (-1, 3) if name == "image" else (-1,)
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, int]]:
+        assert (name, profile) == ("image", 0)
+        return [(1, 3), (2, 3), (4, 3)]
+
+    def create_execution_context(self, *config: Any) -> "FakeContext":
+        self.trt.contexts += 1
+        return FakeContext(self.trt, self.logger)
+
+
+class FakeContext:
+    def __init__(self, trt: FakeVendor, logger: Any) -> None:
+        self.trt, self.logger = trt, logger
+        self.shape: tuple[int, ...] = ()
+        self.addresses: dict[str, int] = {}
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shape = shape
+        return True
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (self.trt.output_batch or self.shape[0],)
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        gpu = self.trt.gpu
+        if self.trt.refuses or (gpu.capturing and not gpu.capturable):
+            self.logger.log(
+                self.trt.ILogger.ERROR, self.trt.refuses or "operation not permitted when stream is capturing"
+            )
+            return False
+        image = gpu.memory[self.addresses["image"]].view(self.trt.nptype(self.trt.types["image"])).reshape(self.shape)
+        answer = (2 * image.sum(1)).astype(self.trt.nptype(self.trt.types["sum"]))
+        gpu.memory[self.addresses["sum"]][:] = answer.view(np.uint8)
+        gpu.spend("kernels", 0 if gpu.capturing else KERNELS)
+        return True
+
+
+class FakeCache:
+    """TensorRT-RTX's: takes back only what it wrote; what runs makes it grow."""
+
+    content = b""
+
+    def deserialize(self, content: bytes) -> bool:
+        self.content = content if content.startswith(b"kernels") else b""
+        return bool(self.content)
+
+    def serialize(self) -> bytes:
+        return self.content or b"kernels of today"
+
+
+class FakeCachingEngine(FakeEngine):
+    def create_runtime_config(self) -> "FakeCachingEngine":
+        return self
+
+    def create_runtime_cache(self) -> FakeCache:
+        assert self.trt.cache is not None
+        return self.trt.cache
+
+    def set_runtime_cache(self, cache: FakeCache) -> bool:
+        return cache is self.trt.cache
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGPU:
+    fake = FakeGPU()
+    monkeypatch.setattr(cuda, "device", lambda: fake)
+    return fake
+
+
+@pytest.fixture
+def vendor(gpu: FakeGPU) -> FakeVendor:
+    return FakeVendor(gpu)
+
+
+def opened(vendor: FakeVendor, **options: Any) -> AbstractContextManager[Session]:
+    return running(vendor, "TensorRT", b"engine", SOURCE, {"tau": "0.3"}, **options)
+
+
+def images(batch: int, dtype: str = "float32") -> dict[str, np.ndarray]:
+    return {"image": np.arange(3 * batch).reshape(batch, 3).astype(dtype)}
+
+
+def test_it_answers_what_the_engine_computes(vendor: FakeVendor) -> None:
+    with opened(vendor) as session:
+        assert (session.inputs, session.outputs, session.metadata) == (("image",), ("sum",), {"tau": "0.3"})
+        np.testing.assert_array_equal(session.run(images(2))["sum"], np.array([6, 24], np.float32))
+        np.testing.assert_array_equal(session.run(images(1))["sum"], np.array([6], np.float32))
+
+
+def test_an_answer_outlives_the_next_run_and_the_session(vendor: FakeVendor) -> None:
+    with opened(vendor) as session:
+        first = session.run(images(1))["sum"]
+        session.run({"image": np.full((1, 3), 9, np.float32)})
+    np.testing.assert_array_equal(first, [6])
+
+
+@pytest.mark.parametrize("dtype", [DataType.HALF, DataType.INT64])
+def test_types_of_the_engine_are_types_of_the_arrays(gpu: FakeGPU, dtype: DataType) -> None:
+    with opened(FakeVendor(gpu, dtype)) as session:
+        answer = session.run(images(2, dtype.value))["sum"]
+        assert answer.dtype == dtype.value
+        np.testing.assert_array_equal(answer, [6, 24])
+
+
+def test_bool_outputs_are_bool_arrays(gpu: FakeGPU) -> None:
+    with opened(FakeVendor(gpu, DataType.FLOAT, DataType.BOOL)) as session:
+        answer = session.run({"image": np.array([[0, 0, 0], [1, 0, 0]], np.float32)})["sum"]
+        assert answer.dtype == np.bool_
+        assert answer.tolist() == [False, True]
+
+
+def test_a_strided_array_is_read_in_its_order(vendor: FakeVendor) -> None:
+    array = np.arange(12, dtype=np.float32).reshape(3, 4).T[:2]
+    with opened(vendor) as session:
+        np.testing.assert_array_equal(session.run({"image": array})["sum"], 2 * array.sum(1))
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({}, "'image' is not fed"),
+        ({**images(1), "extra": np.zeros(1)}, "'extra' is no input"),
+        (images(1, "float64"), r"'image' of model\.engine is float64\[1, 3\]: feed float32\[1, 3\] to float32\[4, 3\]"),
+        (images(5), r"float32\[5, 3\]: feed float32\[1, 3\] to float32\[4, 3\], the engine's profile"),
+        ({"image": np.zeros((0, 3), np.float32)}, r"float32\[0, 3\]: feed"),
+        ({"image": np.zeros((1, 4), np.float32)}, r"float32\[1, 4\]: feed"),
+        ({"image": np.zeros(3, np.float32)}, r"float32\[3\]: feed"),
+    ],
+)
+def test_wrong_feeds_are_answered_with_the_right_ones(vendor: FakeVendor, feeds: Any, message: str) -> None:
+    with opened(vendor) as session:
+        for refuses in (session.run, lambda f: session.time(f, 1)):
+            with pytest.raises(BackendError, match=message):
+                refuses(feeds)
+        assert vendor.gpu.log == []
+
+
+def test_closing_gives_everything_back(gpu: FakeGPU, vendor: FakeVendor) -> None:
+    with opened(vendor) as session:
+        for batch in (1, 4):
+            session.run(images(batch))
+            session.time(images(batch), 3, TimingOptions(streams=2, cold_cache=True))
+        assert gpu.alive
+    assert gpu.alive == []
+    assert gpu.depth == 0
+
+
+def test_an_error_in_the_block_gives_everything_back(gpu: FakeGPU, vendor: FakeVendor) -> None:
+    def work() -> None:
+        with opened(vendor) as session:
+            session.run(images(1))
+            raise KeyError("a caller's own")
+
+    with pytest.raises(KeyError):
+        work()
+    assert gpu.alive == []
+
+
+def test_after_closing_it_refuses(vendor: FakeVendor) -> None:
+    with opened(vendor) as session:
+        session.run(images(1))
+    for call in (lambda: session.run(images(1)), lambda: session.time(images(1), 1)):
+        with pytest.raises(BackendError, match=r"session of model\.engine is closed: open"):
+            call()
+
+
+def test_two_sessions_share_the_gpu_and_one_closes_alone(gpu: FakeGPU, vendor: FakeVendor) -> None:
+    with opened(vendor) as first:
+        with opened(vendor) as second:
+            first.run(images(1))
+            before = len(gpu.alive)
+            second.run(images(4))
+        assert len(gpu.alive) == before
+        np.testing.assert_array_equal(first.run(images(1))["sum"], [6])
+
+
+def test_buffers_are_reused_per_shape(gpu: FakeGPU, vendor: FakeVendor) -> None:
+    with opened(vendor) as session:
+        session.run(images(1))
+        session.run(images(2))
+        made = list(gpu.alive)
+        session.run(images(1))
+        session.run(images(2))
+        assert gpu.alive == made
+
+
+def test_a_buffer_that_does_not_fit_leaves_none_behind(gpu: FakeGPU, vendor: FakeVendor) -> None:
+    with opened(vendor) as session:
+        session.run(images(1))
+        made, gpu.full = list(gpu.alive), True
+        with pytest.raises(BackendError, match="OUT_OF_MEMORY"):
+            session.run(images(2))
+        assert gpu.alive == made
+        np.testing.assert_array_equal(session.run(images(1))["sum"], [6])
+
+
+def test_phases_are_the_gpus_time_and_latency_their_sum(vendor: FakeVendor) -> None:
+    with opened(vendor) as session:
+        timings = session.time(images(2), 3, TimingOptions(cuda_graph=False))
+    assert timings.milliseconds == (UPLOAD + KERNELS + DOWNLOAD,) * 3
+    assert timings.phases["h2d"] == (UPLOAD,) * 3
+    assert timings.phases["gpu_compute"] == (KERNELS,) * 3
+    assert timings.phases["d2h"] == (DOWNLOAD,) * 3
+    assert min(timings.phases["enqueue"]) > 0
+    assert timings.clock == "CUDA events"
+    assert timings.wall_seconds is not None
+    assert timings.wall_seconds > 0
+
+
+def test_without_transfers_latency_is_the_compute(gpu: FakeGPU, vendor: FakeVendor) -> None:
+    with opened(vendor) as session:
+        session.run(images(1))
+        gpu.log.clear()
+        timings = session.time(images(2), 4, TimingOptions(cuda_graph=False, transfers=False))
+        assert timings.milliseconds == (KERNELS,) * 4
+        assert set(timings.phases) == {"gpu_compute", "enqueue"}
+        # The call before the timing alone copies: the arrays are on the GPU.
+        assert gpu.log.count("upload") == gpu.log.count("download") == 1
+
+
+def test_a_graph_is_replayed_where_it_can_be_captured(gpu: FakeGPU, vendor: FakeVendor) -> None:
+    with opened(vendor) as session:
+        for _ in range(2):
+            timings = session.time(images(2), 3)
+            assert timings.settings["cuda_graph"] is True
+            assert timings.phases["gpu_compute"] == (GRAPH,) * 3
+        assert gpu.log.count("graph") == 1
+        np.testing.assert_array_equal(session.run(images(2))["sum"], [6, 24])
+        np.testing.assert_array_equal(session.run(images(1))["sum"], [6])
+        assert not [held for held in gpu.alive if isinstance(held, Graph)]
+
+
+def test_where_it_cannot_the_settings_say_so(gpu: FakeGPU, vendor: FakeVendor) -> None:
+    gpu.capturable = False
+    with opened(vendor) as session:
+        timings = session.time(images(2), 3)
+        assert timings.settings["cuda_graph"] is False
+        assert timings.phases["gpu_compute"] == (KERNELS,) * 3
+        with pytest.raises(
+            BackendError, match=r"cannot run as a CUDA graph \(.*capturing.*\): leave the CUDA graph out"
+        ):
+            session.time(images(2), 3, TimingOptions(cuda_graph=True))
+
+
+def test_nothing_is_allocated_between_the_first_call_and_the_last(gpu: FakeGPU, vendor: FakeVendor) -> None:
+    with opened(vendor) as session:
+        session.time(images(2), 5, TimingOptions(cuda_graph=False, cold_cache=True))
+    timed = gpu.log[gpu.log.index("flush") :]
+    assert not [what for what in timed if what.split()[0] in ("allocate", "pin", "stream", "event")]
+    assert timed.count("kernels") == 5
+
+
+def test_one_call_is_queued_ahead(gpu: FakeGPU, vendor: FakeVendor) -> None:
+    with opened(vendor) as session:
+        session.run(images(1))
+        gpu.log.clear()
+        session.time(images(1), 4, TimingOptions(cuda_graph=False))
+    order = [what for what in gpu.log if what in ("kernels", "wait")]
+    assert order == ["kernels", *["kernels"] * 2, "wait", "kernels", "wait", "kernels", "wait", "wait"]
+
+
+def test_streams_run_on_contexts_of_their_own(gpu: FakeGPU, vendor: FakeVendor) -> None:
+    with opened(vendor) as session:
+        timings = session.time(images(2), 7, TimingOptions(cuda_graph=False, streams=3))
+        assert vendor.contexts == 3
+        assert len([h for h in gpu.alive if isinstance(h, Stream)]) == 3
+        assert timings.n == 7
+        assert timings.settings["streams"] == 3
+        session.time(images(2), 1, TimingOptions(streams=2))
+        assert vendor.contexts == 3
+
+
+@pytest.mark.parametrize("spin", [False, True])
+def test_spin_wait_chooses_how_an_event_is_waited_for(gpu: FakeGPU, vendor: FakeVendor, spin: bool) -> None:
+    with opened(vendor) as session:
+        timings = session.time(images(1), 3, TimingOptions(spin_wait=spin))
+    assert gpu.waits == [spin] * 3
+    assert timings.settings["spin_wait"] is spin
+
+
+def test_a_cold_cache_is_overwritten_before_every_call_outside_its_time(gpu: FakeGPU, vendor: FakeVendor) -> None:
+    with opened(vendor) as session:
+        timings = session.time(images(1), 3, TimingOptions(cuda_graph=False, cold_cache=True))
+        assert timings.milliseconds == (UPLOAD + KERNELS + DOWNLOAD,) * 3
+        assert timings.wall_seconds is None
+        assert gpu.log.count("flush") == 3
+
+
+def test_no_iteration_is_refused_and_frees_its_events(gpu: FakeGPU, vendor: FakeVendor) -> None:
+    with opened(vendor) as session:
+        with pytest.raises(UsageError, match="0 iterations"):
+            session.time(images(1), 0)
+        assert not [held for held in gpu.alive if isinstance(held, Event)]
+
+
+def test_the_first_call_is_told_apart(vendor: FakeVendor) -> None:
+    with opened(vendor) as session:
+        assert session.first_run_ms is None
+        session.run(images(1))
+        first = session.first_run_ms
+        assert first > 0
+        session.run(images(1))
+        assert session.first_run_ms == first
+
+
+def test_a_refused_engine_is_told_in_the_loggers_words(gpu: FakeGPU, vendor: FakeVendor) -> None:
+    with (
+        pytest.raises(
+            BackendError, match=r"^TensorRT refuses model\.engine \(magic tag does not match\): build"
+        ) as caught,
+        running(vendor, "TensorRT", b"other", SOURCE, {}),
+    ):
+        pytest.fail("it opened")
+    assert "\n" not in str(caught.value)
+    assert gpu.depth == 0
+
+
+def test_an_exception_of_the_vendor_is_ours_with_its_cause(vendor: FakeVendor) -> None:
+    def fails(logger: Any) -> None:
+        raise TypeError("factory function returned nullptr")
+
+    vendor.Runtime = fails
+    with pytest.raises(BackendError, match="factory function returned nullptr") as caught, opened(vendor):
+        pytest.fail("it opened")
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+def test_a_failing_run_is_told_and_the_session_lives_on(gpu: FakeGPU, vendor: FakeVendor) -> None:
+    with opened(vendor) as session:
+        vendor.refuses = "illegal memory access"
+        with pytest.raises(BackendError, match=r"cannot run model\.engine \(illegal memory access\)"):
+            session.run(images(1))
+        vendor.refuses = ""
+        np.testing.assert_array_equal(session.run(images(1))["sum"], [6])
+    assert gpu.alive == []
+
+
+def test_an_output_whose_shape_depends_on_the_data_is_refused(gpu: FakeGPU, vendor: FakeVendor) -> None:
+    vendor.output_batch = -1
+    with (
+        opened(vendor) as session,
+        pytest.raises(BackendError, match=r"Output 'sum' .* \[-1\] that depends on the data"),
+    ):
+        session.run(images(1))
+    assert gpu.alive == []
+
+
+def test_a_type_that_numpy_lacks_is_refused_at_opening(gpu: FakeGPU) -> None:
+    with (
+        pytest.raises(BackendError, match=r"'sum' of model\.engine is BF16"),
+        opened(FakeVendor(gpu, output_type=DataType.BF16)),
+    ):
+        pytest.fail("it opened")
+
+
+def test_a_tensor_of_shapes_is_refused_at_opening(vendor: FakeVendor) -> None:
+    vendor.locations["image"] = vendor.TensorLocation.HOST
+    with pytest.raises(BackendError, match=r"'image' of model\.engine holds shapes"), opened(vendor):
+        pytest.fail("it opened")
+
+
+def test_a_runtime_cache_is_kept_for_the_next_session(vendor: FakeVendor, tmp_path: Path) -> None:
+    cache = tmp_path / "kernels.cache"
+    vendor.cache = FakeCache()
+    with opened(vendor, runtime_cache=cache) as session:
+        session.run(images(1))
+        assert not cache.exists()
+    assert cache.read_bytes() == b"kernels of today"
+    assert [p.name for p in tmp_path.iterdir()] == ["kernels.cache"]
+
+
+def test_a_cache_that_did_not_grow_is_not_written_again(vendor: FakeVendor, tmp_path: Path) -> None:
+    cache = tmp_path / "kernels.cache"
+    cache.write_bytes(b"kernels of yesterday")
+    cache.chmod(0o400)
+    before = cache.stat()
+    vendor.cache = FakeCache()
+    with opened(vendor, runtime_cache=cache) as session:
+        session.run(images(1))
+    assert (cache.stat().st_ino, cache.read_bytes()) == (before.st_ino, b"kernels of yesterday")
+
+
+def test_a_cache_of_another_gpu_is_replaced(vendor: FakeVendor, tmp_path: Path) -> None:
+    cache = tmp_path / "kernels.cache"
+    cache.write_bytes(b"of another GPU")
+    vendor.cache = FakeCache()
+    with opened(vendor, runtime_cache=cache):
+        pass
+    assert cache.read_bytes() == b"kernels of today"
+
+
+def test_a_cache_that_cannot_be_written_still_frees_everything(
+    gpu: FakeGPU, vendor: FakeVendor, tmp_path: Path
+) -> None:
+    vendor.cache = FakeCache()
+
+    def work() -> None:
+        with opened(vendor, runtime_cache=tmp_path / "folder" / "kernels.cache") as session:
+            session.run(images(1))
+            (tmp_path / "folder").write_bytes(b"a file where the folder should be")
+
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        work()
+    assert gpu.alive == []
+
+
+def test_a_runtime_without_a_cache_refuses_one(vendor: FakeVendor, tmp_path: Path) -> None:
+    with (
+        pytest.raises(UsageError, match=r"TensorRT keeps no runtime cache: leave .*kernels\.cache out"),
+        opened(vendor, runtime_cache=tmp_path / "kernels.cache"),
+    ):
+        pytest.fail("it opened")
