@@ -130,8 +130,7 @@ class Lane:
         self._bound = self._buffers[key]
 
     def _current(self) -> Buffers:
-        if self._bound is None:
-            raise BackendError(f"{self._source} has no arrays to work on: run it on a batch first.")
+        assert self._bound is not None, "`load` comes first"
         return self._bound
 
     def _enqueue(self) -> None:

@@ -37,7 +37,8 @@ class Runtime:
     def context(self) -> Any:
         """A new execution context."""
         try:
-            made = self.engine.create_execution_context(*([self._config] if self._config else []))
+            create = self.engine.create_execution_context
+            made = create() if self._config is None else create(self._config)
         except Exception as error:  # As above.
             raise self.refused(f"cannot prepare {self.source}", str(error)) from error
         if made is None:
@@ -49,7 +50,10 @@ class Runtime:
         logged, self._logger.errors = self._logger.errors, []
         said = (logged[0] if logged else otherwise).strip()
         cause = said.splitlines()[0].rstrip(" .") if said else "it logged no error"
-        return BackendError(f"{self.name} {what} ({cause}): build it for this GPU with this version of {self.name}.")
+        remedy = f"build it for this GPU with this version of {self.name}"
+        if "out of memory" in said.lower():
+            remedy = "use a smaller batch, or free GPU memory"
+        return BackendError(f"{self.name} {what} ({cause}): {remedy}.")
 
     def save_cache(self) -> None:
         """Write the runtime cache where it holds more than was read."""

@@ -72,8 +72,8 @@ class TensorRTSession:
     """An engine on a GPU; see `engines.backend.Session`.
 
     Attributes:
-        first_run_ms: milliseconds on the host of the first call, into which kernels compiled at first use fall
-            (TensorRT-RTX); None before it.
+        first_run_ms: milliseconds on the host from the making of the first execution context to the first answer, into
+            which fall kernels that are compiled at first use (TensorRT-RTX); None before it.
     """
 
     def __init__(self, runtime: Runtime, device: Device, metadata: Mapping[str, str]) -> None:
@@ -91,9 +91,7 @@ class TensorRTSession:
         """Compute every output for one batch; BackendError for feeds that the engine does not take."""
         self._check(feeds)
         with self._device.active():
-            lane = self._lanes_up_to(1)[0]
-            self._call(lane, feeds)
-            return lane.answers()
+            return self._called(0, feeds).answers()
 
     def time(self, feeds: Feeds, iterations: int, options: TimingOptions = PLAIN) -> Timings:
         """Time on the GPU of each call: copies in, kernels, copies out; without transfers the kernels alone.
@@ -104,10 +102,8 @@ class TensorRTSession:
         """
         self._check(feeds)
         with self._device.active(), ExitStack() as stack:
-            lanes = self._lanes_up_to(options.streams)
-            for lane in lanes:
-                # Leaves the inputs on the GPU; besides, TensorRT's calls can be captured from the second one on.
-                self._call(lane, feeds)
+            # A call leaves its inputs on the GPU; besides, TensorRT's calls can be captured from the second one on.
+            lanes = [self._called(index, feeds) for index in range(options.streams)]
             captured = self._captured(lanes, options.cuda_graph)
             samples, wall = _timed(self._timed_calls(stack, lanes, options), iterations)
         phases = {name: tuple(sample[name] for sample in samples) for name in (samples[0] if samples else ())}
@@ -138,24 +134,27 @@ class TensorRTSession:
             raise BackendError(f"The session of {self._source} is closed: open the engine again.")
         self._tensors.check(feeds, self._source)
 
-    def _lanes_up_to(self, count: int) -> list[Lane]:
-        runtime = self._runtime
-        assert runtime is not None
-        while len(self._lanes) < count:
-            context = runtime.context()
-            self._lanes.append(Lane(context, self._device, self._tensors, self._source, runtime.refused))
-        return self._lanes[:count]
-
-    def _call(self, lane: Lane, feeds: Feeds) -> None:
-        """One whole call, waited for."""
-        lane.load(feeds)
+    def _called(self, index: int, feeds: Feeds) -> Lane:
+        """The lane of this index after one whole call in it."""
         start = time.perf_counter_ns()
+        lane = self._lane(index)
+        lane.load(feeds)
         lane.upload()
         lane.execute()
         lane.download()
         lane.stream.synchronize()
         if self.first_run_ms is None:
             self.first_run_ms = (time.perf_counter_ns() - start) / 1e6
+        return lane
+
+    def _lane(self, index: int) -> Lane:
+        """Lanes are made in order, each when it is first used, and kept."""
+        runtime = self._runtime
+        assert runtime is not None
+        if index == len(self._lanes):
+            context = runtime.context()
+            self._lanes.append(Lane(context, self._device, self._tensors, self._source, runtime.refused))
+        return self._lanes[index]
 
     def _captured(self, lanes: list[Lane], wanted: bool | None) -> bool:
         """Whether every lane now replays a graph."""

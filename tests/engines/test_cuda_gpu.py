@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib.util import find_spec
 from typing import Any
@@ -14,7 +15,7 @@ from engines.device import Device, Event, Stream
 from toolchain.errors import BackendError
 
 pytestmark = pytest.mark.gpu
-INSTALLED = [name for name, module in (("pycuda", "pycuda"), ("cuda-bindings", "cuda")) if find_spec(module)]
+INSTALLED = [name for name in ("pycuda", "cuda-bindings") if find_spec(name.replace("cuda-bindings", "cuda"))]
 MIB = 1 << 20
 
 
@@ -153,7 +154,7 @@ def test_what_cannot_be_captured_is_refused_and_the_stream_lives_on(
         pytest.skip("graphs are captured by cuda-bindings, with pycuda's streams too")
     buffer = device.allocate(64)
     stack.callback(buffer.free)
-    with pytest.raises(BackendError, match="CAPTURE|captur"):
+    with pytest.raises(BackendError, match="CAPTURE"):
         stream.capture(stream.synchronize)
     stream.fill(buffer, 1)
     stream.synchronize()
@@ -161,10 +162,17 @@ def test_what_cannot_be_captured_is_refused_and_the_stream_lives_on(
 
 def test_torch_works_in_the_same_context(device: Device, torch: Any) -> None:
     bindings = pytest.importorskip("cuda.bindings.driver", reason="asks which context is current")
+
+    def torchs_context() -> int:
+        torch.ones(1, device="cuda")
+        status, current = bindings.cuCtxGetCurrent()
+        assert status == bindings.CUresult.CUDA_SUCCESS
+        return int(current)
+
+    # A new thread has no context but the one that torch takes.
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torchs_context).result() == device.context
     before = torch.ones(1000, device="cuda")
-    status, current = bindings.cuCtxGetCurrent()
-    assert status == bindings.CUresult.CUDA_SUCCESS
-    assert int(current) == device.context
     buffer = device.allocate(MIB)
     after = torch.ones(1000, device="cuda")
     buffer.free()
