@@ -94,7 +94,13 @@ class Lane:
         Raises:
             BackendError: it cannot be captured.
         """
-        self._graph = self._graph or self.stream.capture(self._enqueue)
+        if self._graph is not None:
+            return
+        # TensorRT-RTX knows beforehand, and a kernel that it compiles in the background would fail the capture.
+        capturable = getattr(self._context, "is_stream_capturable", None)
+        if capturable is not None and not capturable(self.stream.handle):
+            raise self._refused("cannot capture a stream now")
+        self._graph = self.stream.capture(self._enqueue)
 
     def release_graph(self) -> None:
         """From now on `execute` queues kernel by kernel."""

@@ -77,7 +77,8 @@ def tensors_of(trt: ModuleType, engine: Any, source: Path) -> Tensors:
     Raises:
         BackendError: numpy lacks a type, or a tensor has to lie in host memory because its values are shapes.
     """
-    inputs, outputs = [], []
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
     for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors)):
         if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
             raise BackendError(f"'{name}' of {source} holds shapes, not data: export the model with its batch alone.")

@@ -3,7 +3,10 @@
 The vendor's engine answers `sum` (B,), twice the sum over an image, in the type of the input `image` (B, 3).
 """
 
+import ast
 import enum
+import re
+import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -48,8 +51,10 @@ class FakeGPU:
     @contextmanager
     def active(self) -> Iterator[None]:
         self.depth += 1
-        yield
-        self.depth -= 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
 
     def describe(self) -> DeviceDescription:
         return DeviceDescription("fake", (8, 9), 1 << 30, 1 << 29, L2, "13.0", "fake 1")
@@ -471,6 +476,14 @@ def test_where_it_cannot_the_settings_say_so(gpu: FakeGPU, vendor: FakeVendor) -
             session.time(images(2), 3, TimingOptions(cuda_graph=True))
 
 
+def test_a_vendor_that_knows_beforehand_is_asked(gpu: FakeGPU, vendor: FakeVendor, monkeypatch: Any) -> None:
+    monkeypatch.setattr(FakeContext, "is_stream_capturable", lambda context, stream: False, raising=False)
+    with opened(vendor) as session:
+        assert session.time(images(2), 3).settings["cuda_graph"] is False
+        monkeypatch.setattr(FakeContext, "is_stream_capturable", lambda context, stream: True)
+        assert session.time(images(2), 3).settings["cuda_graph"] is True
+
+
 def test_nothing_is_allocated_between_the_first_call_and_the_last(gpu: FakeGPU, vendor: FakeVendor) -> None:
     with opened(vendor) as session:
         session.time(images(2), 5, TimingOptions(cuda_graph=False, cold_cache=True))
@@ -639,3 +652,62 @@ def test_a_runtime_without_a_cache_refuses_one(vendor: FakeVendor, tmp_path: Pat
         opened(vendor, runtime_cache=tmp_path / "kernels.cache"),
     ):
         pytest.fail("it opened")
+
+
+VENDOR_NAMES = {
+    "Runtime": ["deserialize_cuda_engine"],
+    "ILogger": ["INTERNAL_ERROR", "ERROR", "log"],
+    "TensorIOMode": ["INPUT"],
+    "TensorLocation": ["DEVICE"],
+    "ICudaEngine": [
+        "create_execution_context",
+        "get_tensor_dtype",
+        "get_tensor_location",
+        "get_tensor_mode",
+        "get_tensor_name",
+        "get_tensor_profile_shape",
+        "get_tensor_shape",
+        "num_io_tensors",
+    ],
+    "IExecutionContext": ["execute_async_v3", "get_tensor_shape", "set_input_shape", "set_tensor_address"],
+}
+RTX_NAMES = {
+    "ICudaEngine": ["create_runtime_config"],
+    "IExecutionContext": ["is_stream_capturable"],
+    "IRuntimeConfig": ["create_runtime_cache", "set_runtime_cache"],
+    "IRuntimeCache": ["deserialize", "serialize"],
+}
+
+
+def test_tensorrt_rtx_has_every_name_that_the_fake_has() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="comes with the extra `rtx`")
+    for names in (VENDOR_NAMES, RTX_NAMES):
+        missing = [(c, m) for c, members in names.items() for m in members if not hasattr(getattr(trt, c), m)]
+        assert not missing
+    assert {t: np.dtype(trt.nptype(getattr(trt.DataType, t))) for t in ("FLOAT", "HALF", "INT64", "BOOL")} == {
+        "FLOAT": np.float32,
+        "HALF": np.float16,
+        "INT64": np.int64,
+        "BOOL": np.bool_,
+    }
+    with pytest.raises(TypeError):
+        trt.nptype(trt.DataType.BF16)
+
+
+TENSORRT_API = Path(sysconfig.get_path("purelib")) / "tensorrt_bindings"
+"""TensorRT itself needs its libraries to be imported. Its interface is there without them: 10.x as stubs, 11.x compiled."""
+
+
+@pytest.mark.skipif(not (TENSORRT_API / "tensorrt.pyi").exists(), reason="`make test` installs tensorrt-stubs")
+def test_tensorrt_10_has_every_name_that_the_fake_has() -> None:
+    tree = ast.parse((TENSORRT_API / "tensorrt.pyi").read_text())
+    classes = {node.name: ast.unparse(node) for node in tree.body if isinstance(node, ast.ClassDef)}
+    for name, members in VENDOR_NAMES.items():
+        assert not [m for m in members if not re.search(rf"\b{m}\b", classes[name])], name
+
+
+@pytest.mark.skipif(not (TENSORRT_API / "tensorrt.so").exists(), reason="`make test` installs tensorrt-cu13-bindings")
+def test_tensorrt_11_has_every_name_that_the_fake_has() -> None:
+    compiled = (TENSORRT_API / "tensorrt.so").read_bytes()
+    names = [*VENDOR_NAMES, *(member for members in VENDOR_NAMES.values() for member in members)]
+    assert not [name for name in names if name.encode() not in compiled]
