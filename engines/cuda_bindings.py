@@ -84,7 +84,8 @@ class _BindingsPinned:
         self._call = call
         nbytes = max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
         self._address = int(call(call.driver.cuMemHostAlloc, nbytes, 0))
-        self.array: NDArray[Any] = np.ndarray(shape, dtype, (ctypes.c_char * nbytes).from_address(self._address))
+        memory = memoryview((ctypes.c_char * nbytes).from_address(self._address))
+        self.array: NDArray[Any] = np.ndarray(shape, dtype, memory)
 
     def free(self) -> None:
         self._call(self._call.driver.cuMemFreeHost, self._address)

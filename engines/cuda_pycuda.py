@@ -1,5 +1,6 @@
 """A GPU by way of pycuda, whose objects hold the handles and destroy them."""
 
+import atexit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -26,6 +27,8 @@ class PycudaDevice:
         self._device = call(self._cuda.Device, index)
         # What `pycuda.autoprimaryctx` does, without leaving it current: `autoinit` would make a second context.
         self._context = self._call(self._device.retain_primary_context)
+        # Left to pycuda's destructor, the context is given back as one that pycuda made, and the driver complains.
+        atexit.register(self._context.detach)
         self.context = int(self._context.handle)
 
     def describe(self) -> DeviceDescription:

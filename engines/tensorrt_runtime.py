@@ -75,7 +75,7 @@ class Runtime:
         """Runtime configuration, cache, and the cache's content as read; none of it where no cache is asked for."""
         if self._cache_path is None:
             return None, None, b""
-        config = self.engine.create_runtime_config() if hasattr(self.engine, "create_runtime_config") else None
+        config: Any = self.engine.create_runtime_config() if hasattr(self.engine, "create_runtime_config") else None
         if not hasattr(config, "create_runtime_cache"):
             raise UsageError(f"{self.name} keeps no runtime cache: leave {self._cache_path} out.")
         cache = config.create_runtime_cache()

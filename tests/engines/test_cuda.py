@@ -207,6 +207,9 @@ def pycuda(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         def pop() -> None:
             Context.depth -= 1
 
+        def detach(self) -> None:
+            """When the process ends."""
+
     class Device:
         def __init__(self, index: int) -> None:
             self.index = index

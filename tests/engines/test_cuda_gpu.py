@@ -154,7 +154,7 @@ def test_what_cannot_be_captured_is_refused_and_the_stream_lives_on(
         pytest.skip("graphs are captured by cuda-bindings, with pycuda's streams too")
     buffer = device.allocate(64)
     stack.callback(buffer.free)
-    with pytest.raises(BackendError, match="CAPTURE"):
+    with pytest.raises(BackendError, match=r"(?i)captur"):
         stream.capture(stream.synchronize)
     stream.fill(buffer, 1)
     stream.synchronize()
