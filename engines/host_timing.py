@@ -4,6 +4,8 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,7 @@ def timed_on_host(
     session: str,
     clock: Callable[[], float] = time.perf_counter,
     name: str = "perf_counter",
+    facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> Timings:
     """Time a call from host arrays to host arrays.
 
@@ -32,6 +35,7 @@ def timed_on_host(
         session: what the message calls it, as `engines.timing.refuse_gpu_options` does.
         clock: seconds.
         name: of the clock.
+        facts: what else decides the figures, for `Timings.settings`, such as `threads`.
 
     Raises:
         UsageError: no iteration, or an option that asks for a GPU.
@@ -45,8 +49,8 @@ def timed_on_host(
         start = clock()
         call()
         samples.append(1000 * (clock() - start))
-    settings = {"cuda_graph": False, "spin_wait": False, "transfers": True, "streams": 1}
-    return Timings(tuple(samples), name, settings={**settings, "cold_cache": options.cold_cache})
+    plain = {"cuda_graph": False, "spin_wait": False, "transfers": True, "streams": 1}
+    return Timings(tuple(samples), name, settings={**plain, "cold_cache": options.cold_cache, **facts})
 
 
 class ColdCache:

@@ -118,16 +118,18 @@ class OnnxRuntimeSession:
         """Wall time of each call: on the CPU host arrays in and out, on a GPU through buffers there that are reused."""
         session = self._checked(feeds)
         outputs, plain = list(self.outputs), dict(feeds)
+        threads = session.get_session_options().intra_op_num_threads
+        facts: dict[str, Any] = {"provider": self._provider, "threads": threads}
         with self._translated():
             if self._provider == CPU:
                 session.run(outputs, plain)
-                run = session.run
-                return timed_on_host(lambda: run(outputs, plain), iterations, options, "ONNX Runtime's CPU provider")
+                run, who = session.run, "ONNX Runtime's CPU provider"
+                return timed_on_host(lambda: run(outputs, plain), iterations, options, who, facts=facts)
             _refuse(options, self._provider)
-            call = _BoundCall(session, outputs, plain, transfers=options.transfers)
+            call = BoundCall(session, outputs, plain, transfers=options.transfers)
             call()
-            timed = timed_on_host(call, iterations, PLAIN, "", name="perf_counter, GPU synchronized")
-        return Timings(timed.milliseconds, timed.clock, settings={**timed.settings, "transfers": options.transfers})
+            facts["transfers"] = options.transfers
+            return timed_on_host(call, iterations, PLAIN, "", name="perf_counter, GPU synchronized", facts=facts)
 
     def _checked(self, feeds: Feeds) -> ort.InferenceSession:
         if self._session is None:
@@ -146,7 +148,7 @@ class OnnxRuntimeSession:
             raise BackendError(f"{self._source} failed in ONNX Runtime ({cause}): check the feeds.") from error
 
 
-class _BoundCall:
+class BoundCall:
     """One batch whose inputs and outputs stay bound to the same buffers on the GPU.
 
     Args:
@@ -154,17 +156,24 @@ class _BoundCall:
         outputs: their names.
         feeds: the batch.
         transfers: copy inputs to the GPU and outputs from it in every call.
+        device: where the buffers are, as ONNX Runtime calls it.
     """
 
     def __init__(
-        self, session: ort.InferenceSession, outputs: list[str], feeds: dict[str, NDArray[Any]], *, transfers: bool
+        self,
+        session: ort.InferenceSession,
+        outputs: list[str],
+        feeds: dict[str, NDArray[Any]],
+        *,
+        transfers: bool,
+        device: str = CUDA,
     ) -> None:
         self.session, self.transfers = session, transfers
         self.feeds = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
         self.binding = session.io_binding()
-        self.inputs = {n: ort.OrtValue.ortvalue_from_numpy(array, CUDA, 0) for n, array in self.feeds.items()}
+        self.inputs = {n: ort.OrtValue.ortvalue_from_numpy(array, device, 0) for n, array in self.feeds.items()}
         self.outputs = {
-            name: ort.OrtValue.ortvalue_from_shape_and_type(list(answer.shape), answer.dtype.type, CUDA, 0)
+            name: ort.OrtValue.ortvalue_from_shape_and_type(list(answer.shape), answer.dtype.type, device, 0)
             for name, answer in zip(outputs, session.run(outputs, feeds), strict=True)
         }
         for name, value in self.inputs.items():

@@ -87,7 +87,9 @@ class TorchSession:
             tensors = self._tensors(feeds)
             self._answers(call, tensors)
             if self._device == "cpu":
-                return timed_on_host(lambda: self._answers(call, tensors), iterations, options, "torch on the CPU")
+                facts = {"device": "cpu", "threads": torch.get_num_threads()}
+                run, who = (lambda: self._answers(call, tensors)), "torch on the CPU"
+                return timed_on_host(run, iterations, options, who, facts=facts)
             if options.streams > 1:
                 raise UsageError(f"torch runs one call at a time here, not {options.streams} streams: leave them out.")
             return self._batch(call, tensors, options.cuda_graph).timed(iterations, options)
@@ -186,7 +188,8 @@ class _GpuBatch:
                     phases[phase].append(before.elapsed_time(after))
         if not options.transfers:
             del phases[H2D], phases[D2H]
-        settings = {
+        settings: dict[str, Any] = {
+            "device": torch.cuda.get_device_name(),
             "cuda_graph": self.graph is not None,
             "spin_wait": options.spin_wait,
             "transfers": options.transfers,

@@ -1,20 +1,42 @@
-"""A deployment as a test sees it: a folder, and what the command line said."""
+"""A deployment as a test sees it: a folder, what the command line said, and the machine that it goes to."""
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
 
-from cli import main
+from cli import TRAINING_STACK, main
 
 DEPLOY = ("--count", "24", "--steps", "6", "--test-images", "60")
+DEPLOYMENT_MACHINE = f"""
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {TRAINING_STACK}:
+            raise ModuleNotFoundError(name=name)
+
+sys.meta_path.insert(0, Absent())
+from cli import main
+main()
+"""
+"""The command line where the training stack is not installed."""
 
 
 def lctr(*arguments: object) -> Result:
     """The command line in this process; standard output and error apart."""
     return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A program in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
 
 
 @dataclass(frozen=True)
