@@ -15,12 +15,18 @@ DEPLOY = ("--count", "24", "--steps", "6", "--test-images", "60")
 DEPLOYMENT_MACHINE = f"""
 import sys
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {TRAINING_STACK}:
-            raise ModuleNotFoundError(name=name)
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
 
-sys.meta_path.insert(0, Absent())
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        absent = name.partition(".")[0] in {TRAINING_STACK}
+        return None if absent else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = map(Without, sys.meta_path)
 from cli import main
 main()
 """

@@ -1,7 +1,7 @@
 """A localizer opened from any of its forms: safetensors, ONNX or an engine, in the backend that is asked for."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,10 @@ def open_session(path: Path, backend_name: str | None = None) -> Iterator[Sessio
         ArtifactError, ModelError, BackendError: the file cannot be used, or not here.
         UsageError: no such backend, or none for this file.
     """
-    opened = _deployed(path, backend_name or TORCH) if path.suffix in CHECKPOINTS else open_engine(path, backend_name)
+    if path.suffix in CHECKPOINTS:
+        opened: AbstractContextManager[Session] = _deployed(path, backend_name or TORCH)
+    else:
+        opened = open_engine(path, backend_name)
     with opened as session:
         yield session
 
