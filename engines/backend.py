@@ -95,7 +95,7 @@ class Session(Protocol):
         """Compute every output for one batch.
 
         Raises:
-            BackendError: an input is missing, unknown, or of the wrong shape or type.
+            BackendError: an input is missing, unknown, or of the wrong shape or type, or the session was closed.
         """
 
     def time(self, feeds: Feeds, iterations: int, options: TimingOptions = PLAIN) -> Timings:
@@ -129,6 +129,8 @@ class Backend(Protocol):
 
     def open(self, engine: Path) -> AbstractContextManager[Session]:
         """Open an engine of this backend whose content matches its sidecar.
+
+        Leaving the context closes the session: its memory is given back, and it answers no more.
 
         Raises:
             ArtifactError: the engine is missing, or is not what its sidecar describes.

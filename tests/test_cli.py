@@ -3,40 +3,19 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from deployment import Deployed, lctr
+from deployment import DEPLOYMENT_MACHINE, Deployed, lctr, python
 from foreign_cnn import MEAN, STD, foreign_cnn
 from PIL import Image
 
-from cli import TRAINING_STACK, main
+from cli import main
 from toolchain import calibration
 from toolchain.data.shapes import Shapes
 
 COMMANDS = sorted(main.commands)
-DEPLOYMENT_MACHINE = f"""
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {TRAINING_STACK}:
-            raise ModuleNotFoundError(name=name)
-
-sys.meta_path.insert(0, Absent())
-from cli import main
-main()
-"""
-"""The command line where the training stack is not installed."""
-
-
-def python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
 
 
 def refused(*arguments: object, code: int = 1) -> str:
@@ -68,22 +47,6 @@ def test_every_command_explains_itself(command: str) -> None:
 def test_commands_stand_in_the_order_of_a_deployment() -> None:
     names = list(main.commands)
     assert names[:8] == ["deploy", "train", "import", "statistics", "synthesize", "export", "quantize", "build"]
-
-
-def test_a_deployment_machine_needs_no_training_stack(deployed: Deployed, tmp_path: Path) -> None:
-    picture = tmp_path / "picture.png"
-    Image.fromarray(Shapes("test")[0].image).save(picture)
-    int8 = deployed.folder / "model.int8.onnx"
-    for arguments in (
-        ("localize", int8, picture),
-        ("evaluate", int8, "--images", "4", "--json"),
-        ("inspect", deployed.folder / "model.int8.engine", "--json"),
-        ("benchmark", int8, "--batch", "1", "--warmup", "1", "--rounds", "1", "--iterations", "1", "--json"),
-        ("build", int8, "--backend", "onnxruntime", "-o", tmp_path / "ort.engine"),
-        ("verify", deployed.folder),
-    ):
-        done = python(DEPLOYMENT_MACHINE, *arguments)
-        assert done.returncode == 0, (arguments, done.stderr)
 
 
 def test_a_command_that_needs_the_training_stack_says_so(deployed: Deployed) -> None:

@@ -1,24 +1,32 @@
 """What belongs to one backend alone: its errors, what it loads, what it says of a machine."""
 
+import os
 import re
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from tiny_localizer import IMAGE, OUTPUTS, reference, written
+from tiny_localizer import images as tiny_images
 
-from engines import tensorrt_rtx
-from engines.backend import BuildOptions
-from engines.memory import MemoryBackend
+from engines import tensorrt_rtx, torch_runtime
+from engines.backend import BuildOptions, Feeds
+from engines.memory import MemoryBackend, MemorySession
 from engines.onnxruntime import OnnxRuntimeBackend
-from engines.registry import open_engine
+from engines.onnxruntime_session import BoundCall, require_provider
+from engines.registry import backend, open_engine
 from engines.sealing import built
 from engines.tensorrt_rtx import TensorRTRTXBackend
+from engines.torch_runtime import TorchBackend
 from toolchain.artifacts import seal
 from toolchain.errors import ArtifactError, BackendError, BackendUnavailable, UsageError
 
@@ -27,8 +35,8 @@ def test_importing_engines_loads_no_training_stack_and_no_gpu_runtime() -> None:
     code = (
         "import sys, engines.backend, engines.registry, engines.benchmark, engines.inspect, engines.memory\n"
         "import engines.tensorrt_rtx, engines.onnxruntime\n"
-        "engines.tensorrt_rtx.TensorRTRTXBackend().availability()\n"
-        "print(sorted({'torch', 'onnx', 'tensorrt_rtx', 'tensorrt'} & set(sys.modules)))"
+        "for name in engines.registry.BACKENDS: engines.registry.backend(name).availability()\n"
+        "print(sorted({'torch', 'onnx', 'safetensors', 'tensorrt_rtx', 'tensorrt', 'cuda'} & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
@@ -43,7 +51,7 @@ def test_onnx_runtime_is_loaded_only_when_it_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("shape", "kind", "message"),
     [
-        ((2, 3, 16, 16), np.float32, r"'image' of .* is float32\[2, 3, 16, 16\]: feed float\['B', 3, 32, 32\]"),
+        ((2, 3, 16, 16), np.float32, r"'image' of .* is float32\[2, 3, 16, 16\]: feed float32\['B', 3, 32, 32\]"),
         ((3, 32, 32), np.float32, r"float32\[3, 32, 32\]"),
         ((2, 3, 32, 32), np.float64, r"is float64\["),
     ],
@@ -102,6 +110,113 @@ def test_an_optimized_engine_computes_what_its_model_computes(
 def test_onnx_runtime_takes_no_workspace(write_transformer: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no workspace 4096"):
         OnnxRuntimeBackend().build(write_transformer(), tmp_path / "a", BuildOptions(workspace=4096))
+
+
+def test_an_engine_of_one_provider_is_not_opened_on_another(tmp_path: Path) -> None:
+    engine = OnnxRuntimeBackend().build(written(tmp_path / "m.onnx"), tmp_path / "a", BuildOptions()).path
+    with (
+        pytest.raises(BackendError, match="'onnxruntime', not by 'onnxruntime:cuda'"),
+        open_engine(engine, "onnxruntime:cuda"),
+    ):
+        pytest.fail("it opened")
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_onnx_runtime_without_a_provider_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, provider: str
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    name = f"onnxruntime:{provider}"
+    available = backend(name).availability()
+    assert not available.run
+    assert "install onnxruntime-gpu" in available.reason
+    with pytest.raises(BackendUnavailable, match=rf"cannot run on '{provider}': .*install onnxruntime-gpu"):
+        open_engine(written(tmp_path / "m.onnx"), name).__enter__()
+
+
+def test_onnx_runtime_does_not_run_on_a_provider_that_was_not_asked_for(tmp_path: Path) -> None:
+    model = written(tmp_path / "m.onnx")
+    on_the_cpu = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    require_provider(on_the_cpu, model, "cpu")
+    with pytest.raises(BackendUnavailable, match=r"would run on CPUExecutionProvider, .*CUDAExecutionProvider: check"):
+        require_provider(on_the_cpu, model, "cuda")
+
+
+def test_onnx_runtime_builds_nothing_for_tensorrt(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"FILE\.onnx@onnxruntime:tensorrt"):
+        backend("onnxruntime:tensorrt").build(written(tmp_path / "m.onnx"), tmp_path / "a", BuildOptions())
+
+
+@pytest.mark.parametrize("transfers", [True, False])
+def test_bound_buffers_give_what_a_run_gives(tmp_path: Path, transfers: bool) -> None:
+    model = written(tmp_path / "m.onnx")
+    session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    call = BoundCall(session, list(OUTPUTS), tiny_images(2), transfers=transfers, device="cpu")
+    call()
+    for output, right in reference(tiny_images(2)).items():
+        np.testing.assert_allclose(call.outputs[output].numpy(), right, atol=1e-5)
+
+
+def test_torch_builds_nothing_and_opens_no_engine(tmp_path: Path) -> None:
+    model = written(tmp_path / "m.onnx")
+    with pytest.raises(BackendError, match="torch runs checkpoints and builds no engine"):
+        backend("torch").build(model, tmp_path / "a", BuildOptions())
+    with pytest.raises(BackendError, match=r"torch:compile runs a checkpoint, and .*m\.onnx is none"):
+        open_engine(model, "torch:compile")
+
+
+def test_torch_on_a_machine_without_it_or_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_runtime, "gpu_description", lambda: None)
+    assert backend("torch").availability().run
+    assert "no NVIDIA GPU" in backend("torch:cuda").availability().reason
+    with pytest.raises(BackendUnavailable, match="torch:cuda cannot run here: this machine has no NVIDIA GPU"):
+        backend("torch:cuda").require()
+    monkeypatch.setattr(torch_runtime, "find_spec", lambda name: None)
+    assert not backend("torch").availability().run
+    with pytest.raises(BackendUnavailable, match=r"torch is not installed: install lctr\[compile\]"):
+        backend("torch").require()
+
+
+def test_what_a_module_raises_is_one_sentence() -> None:
+    class Broken(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("the first line.\nand many more")
+
+    said = r"^broken failed in torch \(the first line\): check the feeds\.$"
+    with (
+        TorchBackend().session_from_module(Broken(), [IMAGE], OUTPUTS, {}, "broken") as session,
+        pytest.raises(BackendError, match=said),
+    ):
+        session.run(tiny_images(1))
+
+
+@pytest.mark.slow
+def test_compiling_without_a_compiler_is_one_sentence(tmp_path: Path) -> None:
+    """In a process of its own: torch remembers the compiler that it found."""
+    code = (
+        "from pathlib import Path; from tiny_localizer import images, opened\n"
+        "with opened('torch:compile', Path('.')) as session: session.run(images(1))"
+    )
+    without = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    without["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=without, cwd=tmp_path
+    )
+    last = answer.stderr.strip().splitlines()[-1]
+    assert last.startswith("toolchain.errors.BackendError: tiny failed in torch (")
+    assert last.endswith("such as g++, or leave :compile out.")
+
+
+def test_memory_lets_go_of_its_function() -> None:
+    class Answer:
+        def __call__(self, feeds: Feeds) -> dict[str, Any]:
+            return dict(feeds)
+
+    answer = Answer()
+    session, alive = MemorySession(answer), weakref.ref(answer)
+    del answer
+    session.close()
+    assert alive() is None
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,20 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from toolchain.card import ModelCard
-from toolchain.errors import ModelError
-from toolchain.localizer import Localizer, localize, localize_crop, localizer_from_session
+from toolchain.errors import ArtifactError, BackendError, ModelError, UsageError
+from toolchain.localizer import (
+    Localizer,
+    localize,
+    localize_crop,
+    localizer_from_session,
+    open_localizer,
+    open_session,
+)
+from toolchain.pipeline import BUNDLED
 from toolchain.preprocessing import Preprocessing
 
 # 100 x 100 pixels are cut from the middle of an image whose short side was brought to 120.
@@ -81,3 +91,41 @@ def test_a_file_of_one_map_gives_that_of_the_predicted_class_alone() -> None:
 def test_outputs_of_another_kind_are_refused(outputs: tuple[str, ...]) -> None:
     with pytest.raises(ModelError, match=f"other.onnx has the outputs {', '.join(outputs)}, not those of a localizer"):
         localizer_from_session(Fixed(**dict.fromkeys(outputs, LOGITS)), "other.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [
+        ("torch", 1e-4),
+        pytest.param("torch:fp16", 2e-2, marks=pytest.mark.slow),
+        pytest.param("torch:compile", 1e-4, marks=pytest.mark.slow),
+        pytest.param("torch:cuda", 1e-2, marks=pytest.mark.gpu),
+        pytest.param("torch:compile:cuda:fp16", 2e-2, marks=pytest.mark.gpu),
+    ],
+)
+def test_a_checkpoint_in_a_named_backend_computes_what_it_does_without(name: str, tolerance: float) -> None:
+    """TF32 on a GPU has 10 bits of mantissa, as FP16 has."""
+    images = np.random.default_rng(0).standard_normal((2, 3, 112, 112)).astype(np.float32)
+    with open_localizer(BUNDLED) as plain:
+        assert plain.card.preprocessing.image_size == 112
+        right = plain.predict(images)
+        assert plain.predict_classes is not None
+    with open_localizer(BUNDLED, name) as deployed:
+        assert deployed.card == plain.card
+        found = deployed.predict(images)
+    for output, expected in zip(found, right, strict=True):
+        np.testing.assert_allclose(output, expected, atol=tolerance * np.abs(expected).max())
+
+
+def test_a_checkpoint_is_opened_beside_engines_by_torch_alone(tmp_path: Path) -> None:
+    with open_session(BUNDLED) as session:
+        assert (session.inputs, session.outputs) == (("image",), ("logits", "map"))
+    with pytest.raises(BackendError, match=r"lctr-nano\.safetensors@torch is closed"):
+        session.run({"image": np.zeros((1, 3, 112, 112), np.float32)})
+    with (
+        pytest.raises(UsageError, match=r"checkpoint, which 'onnxruntime' cannot run: use torch, or export it first"),
+        open_session(BUNDLED, "onnxruntime"),
+    ):
+        pytest.fail("it opened")
+    with pytest.raises(ArtifactError, match="does not exist"), open_session(tmp_path / "none.onnx"):
+        pytest.fail("it opened")
