@@ -41,7 +41,9 @@ def commands(shipped: Path, results: Path) -> Iterator[tuple[object, ...]]:
         yield "localize", file, shipped / "picture.png", "-o", results
     yield "inspect", engine, "--json"
     yield "build", onnx, "--backend", "onnxruntime", "-o", results / "again.engine"
+    yield "package", onnx, "--format", "folder", "-o", results / "packaged"
     yield "verify", shipped
+    yield "doctor", "--for", "benchmark"
 
 
 def test_an_engine_is_run_without_the_training_stack(shipped: Path, tmp_path: Path) -> None:
