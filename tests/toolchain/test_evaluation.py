@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from engines.agreement import snr_db
 from toolchain.data.dataset import Sample
 from toolchain.errors import DataError, ModelError
 from toolchain.evaluation import Outputs, batches, choose_tau, collect_outputs, evaluate, output_error, snr_db
