@@ -645,7 +645,7 @@ def inspect(file: Path, losses: bool, nodes: bool, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("file", type=PATH)
+@click.argument("file")
 @_data_option()
 @click.option("--split", default="test", show_default=True, help="train, val or test.")
 @click.option("--images", type=int, help="Read at most so many images of a split. Default: all.")
@@ -668,7 +668,7 @@ def inspect(file: Path, losses: bool, nodes: bool, as_json: bool) -> None:
 )
 @_json_option
 def evaluate(
-    file: Path,
+    file: str,
     data: str,
     split: str,
     images: int | None,
@@ -680,10 +680,14 @@ def evaluate(
 ) -> None:
     """Measure how well FILE (.safetensors, .onnx or an engine) classifies and localizes.
 
+    FILE@BACKEND opens it in the backend of that name, such as model.onnx@onnxruntime:cuda or
+    model.safetensors@torch:compile.
+
     Figures of different protocols cannot be compared. maxboxacc and maxboxaccv2 are defined with the tau that is best
     on the evaluated images, and their figures are called Max for it; with --tau or --tau-from val they are called
     BoxAcc. All but lctr need a checkpoint, or a file exported with --maps all.
     """
+    from engines.registry import file_and_backend
     from toolchain.curve_files import write_curves, writer_of
     from toolchain.localizer import open_localizer
     from toolchain.protocols import protocol_named
@@ -692,8 +696,8 @@ def evaluate(
     trial = Trial(data, split, images, protocol_named(protocol), tau, tau_from, curve=bool(curves))
     for path in curves:
         writer_of(path)
-    with open_localizer(file) as localizer, terminal.steps() as step:
-        found = score(localizer, str(file), trial, step)
+    with open_localizer(*file_and_backend(file)) as localizer, terminal.steps() as step:
+        found = score(localizer, file, trial, step)
     if as_json:
         _print_json(found.as_dict())
     else:
@@ -766,23 +770,25 @@ def benchmark(
 
 
 @main.command()
-@click.argument("file", type=PATH)
+@click.argument("file")
 @click.argument("images", type=PATH, nargs=-1, required=True)
 @click.option("-o", "--output", type=PATH, help="Folder to write overlays to, one PNG per image.")
-def localize(file: Path, images: tuple[Path, ...], output: Path | None) -> None:
+def localize(file: str, images: tuple[Path, ...], output: Path | None) -> None:
     """Find the object in each of IMAGES with FILE (.safetensors, .onnx or an engine); prints JSON.
 
-    Boxes are x0, y0, x1, y1 in pixels of the image.
+    FILE@BACKEND opens it in the backend of that name, as for `lctr evaluate`. Boxes are x0, y0, x1, y1 in pixels of the
+    image.
     """
     import numpy as np
 
+    from engines.registry import file_and_backend
     from toolchain.localizer import localize, open_localizer
     from toolchain.overlay import localized, png_bytes
     from toolchain.preprocessing import read_image
 
     pictures = [(path, read_image(path)) for path in images]
     found = []
-    with open_localizer(file) as localizer, terminal.steps() as step:
+    with open_localizer(*file_and_backend(file)) as localizer, terminal.steps() as step:
         progress = step("localize")
         for done, (path, picture) in enumerate(pictures, 1):
             result = localize(localizer, picture)

@@ -11,9 +11,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from engines.backend import PLAIN, Availability, BuildOptions, Feeds, check_feeds
+from engines.feeds import closed
+from engines.host_timing import timed_on_host
 from engines.onnx_graph import graph_from_onnx
 from engines.sealing import opened, sealed, session_metadata
-from engines.timing import TimingOptions, Timings, refuse_gpu_options
+from engines.timing import TimingOptions, Timings
 from toolchain.artifacts import Artifact, writing
 from toolchain.errors import BackendError, UsageError
 from toolchain.progress import Progress, silent
@@ -26,7 +28,7 @@ def echo(feeds: Feeds) -> dict[str, NDArray[Any]]:
     return dict(feeds)
 
 
-@dataclass(frozen=True)
+@dataclass
 class MemorySession:
     """A function dressed as an open engine.
 
@@ -43,21 +45,22 @@ class MemorySession:
     outputs: tuple[str, ...] = ("image",)
     metadata: dict[str, str] = field(default_factory=dict)
     clock: Callable[[], float] = time.perf_counter
+    closed: bool = field(default=False, init=False)
+
+    def close(self) -> None:
+        """Let go of the function."""
+        self.function, self.closed = echo, True
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """Call the function; BackendError where a name is missing or unknown."""
+        """Call the function; BackendError where a name is missing or unknown, and after `close`."""
+        if self.closed:
+            raise closed("The memory engine")
         check_feeds(feeds, self.inputs)
         return self.function(feeds)
 
     def time(self, feeds: Feeds, iterations: int, options: TimingOptions = PLAIN) -> Timings:
         """Milliseconds of each call by `clock`."""
-        refuse_gpu_options(options, "The memory backend")
-        samples = []
-        for _ in range(iterations):
-            start = self.clock()
-            self.run(feeds)
-            samples.append(1000 * (self.clock() - start))
-        return Timings(tuple(samples), "memory")
+        return timed_on_host(lambda: self.run(feeds), iterations, options, "The memory backend", self.clock, "memory")
 
 
 @dataclass(frozen=True)
@@ -96,4 +99,8 @@ class MemoryBackend:
             inputs, outputs = tuple(names["inputs"]), tuple(names["outputs"])
         except (ValueError, KeyError, TypeError) as error:
             raise BackendError(f"{engine} is no engine of the memory backend: build it again.") from error
-        yield MemorySession(self.function, inputs, outputs, session_metadata(artifact.metadata))
+        session = MemorySession(self.function, inputs, outputs, session_metadata(artifact.metadata))
+        try:
+            yield session
+        finally:
+            session.close()

@@ -1,9 +1,8 @@
-"""ONNX Runtime on the CPU: builds an optimized model file, runs ONNX files and such engines, and says what ran."""
+"""ONNX Runtime, on the provider that is asked for: builds optimized model files, opens them, and says what ran."""
 
 import json
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,110 +10,72 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
-from engines.backend import PLAIN, Availability, BuildOptions, Feeds, check_feeds
+from engines.backend import Availability, BuildOptions
 from engines.onnx_graph import graph_from_onnx
+from engines.onnxruntime_session import (
+    CPU,
+    TENSORRT,
+    OnnxRuntimeSession,
+    lacking,
+    sample_of,
+    session_from_model,
+)
 from engines.products import Product, products_of
 from engines.ran_products import Kernel
 from engines.sealing import KIND, opened, sealed, session_metadata
-from engines.timing import TimingOptions, Timings, refuse_gpu_options
-from toolchain.artifacts import Artifact, load, sidecar_of, writing
+from toolchain.artifacts import Artifact, gpu_description, load, sidecar_of, writing
 from toolchain.errors import BackendError, UsageError
 from toolchain.progress import Progress, silent
 
 FATAL = 4
 """ONNX Runtime's log level at which only crashes are printed: what matters is raised, the rest is noise on stderr."""
 KERNEL_EVENT = "_kernel_time"
-TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8,
-    "tensor(bool)": np.bool_,
-}
-
-
-class OnnxRuntimeSession:
-    """An open model; see `engines.backend.Session`."""
-
-    def __init__(self, session: ort.InferenceSession, metadata: Mapping[str, str], source: Path) -> None:
-        self._session = session
-        self._source = source
-        self.metadata = metadata
-        self.inputs = tuple(i.name for i in session.get_inputs())
-        self.outputs = tuple(o.name for o in session.get_outputs())
-
-    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """Compute every output for one batch; BackendError for feeds that the model does not take."""
-        check_feeds(feeds, self.inputs)
-        self._check_shapes(feeds)
-        try:
-            answers = self._session.run(list(self.outputs), dict(feeds))
-        except Exception as error:  # ONNX Runtime's exceptions have no common base below Exception.
-            cause = _first_line(error)
-            raise BackendError(f"{self._source} failed in ONNX Runtime ({cause}): check the feeds.") from error
-        return dict(zip(self.outputs, answers, strict=True))
-
-    def time(self, feeds: Feeds, iterations: int, options: TimingOptions = PLAIN) -> Timings:
-        """Wall time of each call, host arrays in and out."""
-        refuse_gpu_options(options, "ONNX Runtime's CPU provider")
-        self.run(feeds)
-        outputs, plain = list(self.outputs), dict(feeds)
-        samples = []
-        for _ in range(iterations):
-            start = time.perf_counter_ns()
-            self._session.run(outputs, plain)
-            samples.append((time.perf_counter_ns() - start) / 1e6)
-        return Timings(tuple(samples), "perf_counter")
-
-    def _check_shapes(self, feeds: Feeds) -> None:
-        for spec in self._session.get_inputs():
-            array = feeds[spec.name]
-            wanted = tuple(d if isinstance(d, int) else -1 for d in spec.shape)
-            fits = array.ndim == len(wanted) and all(w in (-1, d) for w, d in zip(wanted, array.shape, strict=True))
-            if not fits or array.dtype != TYPES.get(spec.type, array.dtype):
-                raise BackendError(
-                    f"Input '{spec.name}' of {self._source} is {array.dtype}{list(array.shape)}: "
-                    f"feed {spec.type.removeprefix('tensor(').removesuffix(')')}{list(spec.shape)}."
-                )
 
 
 @dataclass(frozen=True)
 class OnnxRuntimeBackend:
-    """ONNX Runtime's CPU provider; see `engines.backend.Backend`.
+    """ONNX Runtime on one of its providers; see `engines.backend.Backend`.
 
     Attributes:
         threads: of one call; None: every core this process may use.
+        provider: one of `engines.onnxruntime_session.PROVIDERS`.
     """
 
     threads: int | None = None
+    provider: str = CPU
 
     @property
     def name(self) -> str:
-        """`onnxruntime`."""
-        return "onnxruntime"
+        """`onnxruntime`; `onnxruntime:cuda` and `onnxruntime:tensorrt` for the other providers."""
+        return "onnxruntime" if self.provider == CPU else f"onnxruntime:{self.provider}"
 
     def availability(self) -> Availability:
-        """Everywhere this module imports."""
-        return Availability(build=True, run=True)
+        """On the CPU everywhere; elsewhere where the package has the provider, and there is a GPU."""
+        if self.provider == CPU:
+            return Availability(build=True, run=True)
+        reason = lacking(self.provider)
+        if not reason and gpu_description() is None:
+            reason = "this machine has no NVIDIA GPU that nvidia-smi can see: use onnxruntime, on the CPU."
+        builds = self.provider != TENSORRT and not reason
+        return Availability(builds, run=not reason, reason=reason or ("" if builds else self._builds_nothing()))
 
     def build(self, model: Path, output: Path, options: BuildOptions, progress: Progress = silent) -> Artifact:
-        """Optimize offline. The file fits every CPU: what depends on this one is left to `open`."""
+        """Optimize offline. The CPU's file fits every CPU: what depends on this one is left to `open`."""
         if options.targets or options.workspace is not None:
             asked = f"target '{options.targets[0]}'" if options.targets else f"workspace {options.workspace}"
-            raise UsageError(f"ONNX Runtime builds for any CPU and takes no {asked}: leave it out.")
+            raise UsageError(
+                f"ONNX Runtime optimizes files for no GPU in particular and takes no {asked}: leave it out."
+            )
+        if self.provider == TENSORRT:
+            raise BackendError(f"{model} is not built: {self._builds_nothing()}")
         products = products_of(graph_from_onnx(model))
         with writing(output) as temporary:
             settings = self._settings()
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
             settings.optimized_model_filepath = str(temporary)
-            _session(model, settings)
+            session_from_model(model, settings, self.provider)
         progress(1, 1)
         return sealed(model, output, self.name, options, {"products": [asdict(p) for p in products]})
 
@@ -122,9 +83,15 @@ class OnnxRuntimeBackend:
     def open(self, engine: Path) -> Iterator[OnnxRuntimeSession]:
         """Open an engine, or an ONNX file: one with a sidecar must match it, one without is opened as it is."""
         facts = _artifact_metadata(engine, self.name)
-        session = _session(engine, self._settings())
-        props = dict(session.get_modelmeta().custom_metadata_map)
-        yield OnnxRuntimeSession(session, {**props, **session_metadata(facts)}, engine)
+        inference = session_from_model(engine, self._settings(), self.provider)
+        props = dict(inference.get_modelmeta().custom_metadata_map)
+        session = OnnxRuntimeSession(inference, {**props, **session_metadata(facts)}, engine, self.provider)
+        # This frame must not keep alive what the session lets go of.
+        del inference
+        try:
+            yield session
+        finally:
+            session.close()
 
     def kernels_run(self, path: Path) -> tuple[Kernel, ...]:
         """Run one batch of one item (dynamic dimensions become 1) and report every node that ran, in order."""
@@ -132,9 +99,8 @@ class OnnxRuntimeBackend:
             settings = self._settings()
             settings.enable_profiling = True
             settings.profile_file_prefix = str(Path(folder) / "profile")
-            session = _session(path, settings)
-            feeds = {i.name: _sample(i) for i in session.get_inputs()}
-            OnnxRuntimeSession(session, {}, path).run(feeds)
+            session = session_from_model(path, settings, self.provider)
+            OnnxRuntimeSession(session, {}, path, self.provider).run(sample_of(session))
             events = json.loads(Path(session.end_profiling()).read_text())
         return tuple(
             Kernel(
@@ -145,6 +111,9 @@ class OnnxRuntimeBackend:
             for event in events
             if event.get("cat") == "Node" and event["name"].endswith(KERNEL_EVENT)
         )
+
+    def _builds_nothing(self) -> str:
+        return f"{self.name} makes its engine when it opens an ONNX file: name the file as FILE.onnx@{self.name}."
 
     def _settings(self) -> ort.SessionOptions:
         settings = ort.SessionOptions()
@@ -186,20 +155,3 @@ def _artifact_metadata(path: Path, backend: str) -> Mapping[str, Any]:
         if artifact.kind != KIND:
             return artifact.metadata
     return opened(path, backend).metadata
-
-
-def _session(path: Path, settings: ort.SessionOptions) -> ort.InferenceSession:
-    try:
-        return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions have no common base below Exception.
-        raise BackendError(f"ONNX Runtime refuses {path} ({_first_line(error)}): export it again.") from error
-
-
-def _sample(spec: ort.NodeArg) -> NDArray[Any]:
-    shape = [d if isinstance(d, int) else 1 for d in spec.shape]
-    # Noise, not zeros: a zero batch may take shortcuts.
-    return np.random.default_rng(0).standard_normal(shape).astype(TYPES[spec.type])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""A localizer opened from any of its forms: safetensors, ONNX or an engine."""
+"""A localizer opened from any of its forms: safetensors, ONNX or an engine, in the backend that is asked for."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,15 +11,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engines.backend import Session
-from engines.registry import open_engine
+from engines.feeds import Input
+from engines.registry import backend, open_engine
+from engines.torch_runtime import FP16, TorchBackend
 from toolchain.boxes import box_from_map
 from toolchain.card import ModelCard, card_from_metadata
-from toolchain.errors import ModelError
+from toolchain.errors import ModelError, UsageError
 from toolchain.evaluation import Classes, Floats, Predict, PredictClasses
 from toolchain.preprocessing import Box
 
 CHECKPOINTS = (".safetensors", ".pth")
 """What the model's own loader reads, or refuses with what to do instead."""
+TORCH = "torch"
+OUTPUTS = ("logits", "map")
+"""Of the form that is deployed."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +76,34 @@ class Localization:
 
 
 @contextmanager
-def open_localizer(path: Path) -> Iterator[Localizer]:
-    """Open a checkpoint in torch, anything else in the backend that it is for.
+def open_localizer(path: Path, backend_name: str | None = None) -> Iterator[Localizer]:
+    """Open a checkpoint in torch, anything else in the backend that it is for, unless one is named.
+
+    A checkpoint without a name is the model as it was trained, which knows the map of any class; with one, such as
+    `torch:compile:cuda`, it is the form that is deployed.
 
     Raises:
         ArtifactError, ModelError, BackendError: the file cannot be used, or not here.
+        UsageError: no such backend, or none for this file.
     """
-    if path.suffix in CHECKPOINTS:
+    if path.suffix in CHECKPOINTS and backend_name is None:
         yield _from_checkpoint(path)
         return
-    with open_engine(path) as session:
+    with open_session(path, backend_name) as session:
         yield localizer_from_session(session, str(path))
+
+
+@contextmanager
+def open_session(path: Path, backend_name: str | None = None) -> Iterator[Session]:
+    """Open a file to be run and timed; a checkpoint runs in torch, in the form that is deployed.
+
+    Raises:
+        ArtifactError, ModelError, BackendError: the file cannot be used, or not here.
+        UsageError: no such backend, or none for this file.
+    """
+    opened = _deployed(path, backend_name or TORCH) if path.suffix in CHECKPOINTS else open_engine(path, backend_name)
+    with opened as session:
+        yield session
 
 
 def localizer_from_session(session: Session, source: str) -> Localizer:
@@ -96,7 +118,7 @@ def localizer_from_session(session: Session, source: str) -> Localizer:
     card = card_from_metadata(session.metadata, source)
     if {"logits", "maps", "attention"} <= set(session.outputs):
         return _from_all_maps(session, card)
-    if not {"logits", "map"} <= set(session.outputs):
+    if not set(OUTPUTS) <= set(session.outputs):
         raise ModelError(
             f"{source} has the outputs {', '.join(session.outputs)}, not those of a localizer (logits and map, or "
             "logits, maps and attention): use a file of `lctr export`, or one made of it."
@@ -161,3 +183,28 @@ def _from_checkpoint(path: Path) -> Localizer:
 
     model, card = checkpoint.load(path)
     return Localizer(predictor(model), card, class_predictor(model))
+
+
+@contextmanager
+def _deployed(path: Path, backend_name: str) -> Iterator[Session]:
+    """A checkpoint in torch: `DeployedLctr` in the backend's precision."""
+    runtime = backend(backend_name)
+    if not isinstance(runtime, TorchBackend):
+        raise UsageError(f"{path} is a checkpoint, which '{runtime.name}' cannot run: use torch, or export it first.")
+    runtime.require()
+    # Late: a deployment machine has no torch and opens no checkpoint.
+    import torch
+
+    from toolchain.model import checkpoint
+    from toolchain.model.deployment import DeployedLctr
+
+    model, card = checkpoint.load(path)
+    size = card.preprocessing.image_size
+    images = Input("image", np.dtype(np.float32), ("batch", 3, size, size))
+    precision = torch.float16 if runtime.precision == FP16 else torch.float32
+    with runtime.session_from_module(
+        DeployedLctr(model, precision=precision), [images], OUTPUTS, card.to_metadata(), f"{path}@{runtime.name}"
+    ) as session:
+        # The session alone holds the weights from here on.
+        del model
+        yield session
