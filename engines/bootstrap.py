@@ -1,9 +1,10 @@
 """How sure a figure is: 95 % intervals of what repeated rounds of samples amount to.
 
 Samples within a round are correlated (clock, caches, whatever else the machine does meanwhile), so whole rounds are
-resampled, with replacement, and not samples: Efron and Tibshirani, An Introduction to the Bootstrap (1993), 8.6 (blocks)
-and 13.3 (percentile intervals). Sessions that were measured in turns share their rounds, and so the resampled ones: what
-hit all of them alike cancels in a ratio. With a handful of rounds such an interval is somewhat too narrow.
+resampled, with replacement, and not samples: Efron and Tibshirani, An Introduction to the Bootstrap (1993), sections
+8.6 (blocks) and 13.3 (percentile intervals). Sessions that were measured in turns share their rounds, and so the
+resampled ones: what hit all of them alike cancels in a ratio. With a handful of rounds such an interval is somewhat
+too narrow.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -95,9 +95,7 @@ def accuracies(localizers: Mapping[str, Localizer], data: DataSet, progress: Pro
     outputs = collect_outputs(
         [localizer.predict for localizer in localizers.values()], data, first.card.preprocessing, progress=progress
     )
-    return {
-        name: _accuracy(found, outputs[0], first.card.tau) for name, found in zip(localizers, outputs, strict=True)
-    }
+    return {name: _accuracy(found, outputs[0], first.card.tau) for name, found in zip(localizers, outputs, strict=True)}
 
 
 def feeds_from_images(images: Floats, sizes: Sequence[int]) -> list[list[Feeds]]:

@@ -1,8 +1,8 @@
 """The bounds that a user may set on a benchmark, and whether they hold; noise is taken into account.
 
 One rule for all of them: a bound fails where the whole 95 % interval of the figure lies beyond it. Where the bound lies
-within the interval, the figure is within noise of the bound: that passes, and is said. A figure that nobody knows passes
-no bound. Latency is judged at the smallest batch size, throughput and energy at the largest.
+within the interval, the figure is within noise of the bound: that passes, and is said. A figure that nobody knows
+passes no bound. Latency is judged at the smallest batch size, throughput and energy at the largest.
 
 Every engine but the baseline is judged; alone, the baseline is. Intervals are those of `engines.bootstrap`, of a drop
 that of `Drop.points`. A single round has no interval; there the figure itself decides.
@@ -117,7 +117,9 @@ def check_outputs(latency: Benchmark) -> None:
         for name, found in row.items():
             if found.problems:
                 problems = "; ".join(found.problems)
-                raise ModelError(f"{name} returns broken outputs at batch {size} ({problems}): build or export it again.")
+                raise ModelError(
+                    f"{name} returns broken outputs at batch {size} ({problems}): build or export it again."
+                )
 
 
 def _figures(gates: Gates, latency: Benchmark, accuracy: Mapping[str, Accuracy]) -> Iterator[_Figure]:

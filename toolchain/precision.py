@@ -1,8 +1,8 @@
 """`lctr build --precision auto`: every precision is built and measured where it will run, and the fastest one ships.
 
 Candidates come in order of precision, the reference first. One takes the place of the one before it if it loses no more
-than the bound allows and is faster beyond noise: by the whole of the ratio's 95 % interval (`engines.bootstrap`). What is
-not proved faster is not shipped, for the precision above it is the more accurate one.
+than the bound allows and is faster beyond noise: by the whole of the ratio's 95 % interval (`engines.bootstrap`). What
+is not proved faster is not shipped, for the precision above it is the more accurate one.
 """
 
 from collections.abc import Sequence

@@ -19,7 +19,6 @@ from toolchain.errors import ModelError
 from toolchain.precision import Candidate, candidate_from_measurement, decision, speed
 
 
-
 def rounds(*medians: float) -> tuple[tuple[float, ...], ...]:
     """Rounds of one call each."""
     return tuple((median,) for median in medians)
@@ -74,7 +73,9 @@ def test_the_bound_is_held(lost: float, winner: str) -> None:
 
 
 def test_all_that_is_lost_ships_the_reference() -> None:
-    winner, said = verdict(FP32, Candidate("FP16", 9.0, 1.0, rounds(1.0, 1.0, 1.0)), Candidate("INT8", 8.0, 1.0, rounds(1.0, 1.0, 1.0)))
+    winner, said = verdict(
+        FP32, Candidate("FP16", 9.0, 1.0, rounds(1.0, 1.0, 1.0)), Candidate("INT8", 8.0, 1.0, rounds(1.0, 1.0, 1.0))
+    )
     assert winner == "FP32"
     assert said == "ship FP32: FP16 loses 9.00 points, more than 0.5; INT8 loses 8.00 points, more than 0.5"
 

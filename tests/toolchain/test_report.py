@@ -143,8 +143,7 @@ def test_verdict_of_an_int8_that_is_worth_it(findings):
         "against FP32 on 2,400 held-out images: within the bound of 0.5."
     )
     assert found.speed.text == (
-        "INT8 runs 1.25× as fast as FP32 at batch 1 (1.11 to 1.43 at 95 %), "
-        "in ONNX Runtime on this machine's CPU."
+        "INT8 runs 1.25× as fast as FP32 at batch 1 (1.11 to 1.43 at 95 %), in ONNX Runtime on this machine's CPU."
     )
     (compiled,) = found.compiled
     assert compiled.holds is None
