@@ -170,8 +170,8 @@ def sizes_from_options(texts: Sequence[str]) -> tuple[int, ...]:
 def _require_energy(gates: Gates, gpu: Gpu | Absent) -> None:
     if gates.max_energy is not None and isinstance(gpu, Absent):
         raise BackendUnavailable(
-            f"--max-energy cannot be held, for nothing counts energy here ({gpu.reason}): leave it out, or measure where "
-            "there is an NVIDIA GPU."
+            f"--max-energy cannot be held, for nothing counts energy here ({gpu.reason}): leave it out, or measure "
+            "where there is an NVIDIA GPU."
         )
 
 
