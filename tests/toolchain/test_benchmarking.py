@@ -1,6 +1,7 @@
 """`lctr benchmark` on a localizer of three layers: what it prints, what it writes, and when it fails."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -182,7 +183,7 @@ def test_a_drop_beyond_noise_fails(
 def test_energy_without_a_gpu_is_refused_before_anything_is_measured(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
     told = lctr("benchmark", files["right"], *QUICK, "--max-energy", "40mJ")
     assert told.exit_code == 1
     assert told.stdout == ""
