@@ -74,36 +74,67 @@ class Judgement:
 
 @dataclass(frozen=True)
 class _Figure:
-    """A figure to be held against a bound: whose it is, in words, with its unit and how many of it make the bound's."""
+    """A known figure and its bound.
+
+    Attributes:
+        option: that bounds it.
+        bound: in the unit of `found`.
+        what: whose figure it is, and of what.
+        found: the figure.
+        unit: that it is printed in.
+        scale: how many of those are one of `found`.
+        least: the bound is a lower one.
+        remedy: what to do where the bound fails.
+    """
 
     option: str
     bound: float
     what: str
-    found: Interval | None
+    found: Interval
     unit: str
     scale: float = 1.0
     least: bool = False
     remedy: str = "choose a faster engine, or change the bound"
+
+    @property
+    def fails(self) -> bool:
+        """The whole interval is beyond the bound; without an interval the figure is."""
+        if self.found.low is None:
+            return self.found.value < self.bound if self.least else self.found.value > self.bound
+        return self.found.wholly_below(self.bound) if self.least else self.found.wholly_above(self.bound)
+
+    @property
+    def is_open(self) -> bool:
+        """The bound is within noise of the figure."""
+        return (
+            self.found.low is not None and self.found.high is not None and self.found.low < self.bound < self.found.high
+        )
+
+    def said(self, relation: str, remedy: str) -> str:
+        """The figure, how it stands to its bound, and what to do."""
+        low, high = self.found.low, self.found.high
+        spread = f" ({self._shown(low)} to {self._shown(high)} at 95 %)" if low is not None and high is not None else ""
+        return (
+            f"{self.what} is {self._shown(self.found.value)} {self.unit}{spread}: that is {relation} {self.option} "
+            f"{self._shown(self.bound)} {self.unit}; {remedy}."
+        )
+
+    def _shown(self, value: float) -> str:
+        return f"{self.scale * value:.4g}"
 
 
 def judged(gates: Gates, latency: Benchmark, accuracy: Mapping[str, Accuracy]) -> Judgement:
     """Hold every engine against the bounds."""
     failed, doubtful, unknown = [], [], []
     for figure in _figures(gates, latency, accuracy):
-        value = figure.found.value if figure.found else math.nan
-        if figure.found is None or not math.isfinite(value):
-            unknown.append(f"{figure.what} is not known, so {figure.option} cannot be held: {figure.remedy}.")
-            continue
-        low, high = figure.found.low, figure.found.high
-        edge = low if low is not None and high is not None and not figure.least else high
-        edge = value if edge is None else edge
-        told = f"{figure.what} is {_number(figure, value)} {figure.unit}{_range(figure)}"
-        bound = f"{figure.option} {_number(figure, figure.bound)} {figure.unit}"
-        if edge < figure.bound if figure.least else edge > figure.bound:
-            way = "under" if figure.least else "over"
-            failed.append(f"{told}: that is {way} {bound}; {figure.remedy}.")
-        elif low is not None and high is not None and low < figure.bound < high:
-            doubtful.append(f"{told}: that is within noise of {bound}; measure longer, or on more images, to be sure.")
+        if isinstance(figure, str):
+            unknown.append(figure)
+        elif not math.isfinite(figure.found.value):
+            unknown.append(_unknown(figure.what, figure.option, "look for what is wrong with its record"))
+        elif figure.fails:
+            failed.append(figure.said("under" if figure.least else "over", figure.remedy))
+        elif figure.is_open:
+            doubtful.append(figure.said("within noise of", "measure longer, or on more images, to be sure"))
     return Judgement(tuple(failed), tuple(doubtful), tuple(unknown))
 
 
@@ -122,7 +153,8 @@ def check_outputs(latency: Benchmark) -> None:
                 )
 
 
-def _figures(gates: Gates, latency: Benchmark, accuracy: Mapping[str, Accuracy]) -> Iterator[_Figure]:
+def _figures(gates: Gates, latency: Benchmark, accuracy: Mapping[str, Accuracy]) -> Iterator[_Figure | str]:
+    """What is bounded; where nobody knows it, a sentence that says so."""
     smallest, largest = min(latency.batches), max(latency.batches)
     names = list(latency.batches[smallest])
     for name in [n for n in names if n != latency.baseline] or names:
@@ -131,7 +163,7 @@ def _figures(gates: Gates, latency: Benchmark, accuracy: Mapping[str, Accuracy])
         yield from _speeds(name, gates, latency.batches[smallest][name], latency.batches[largest][name])
 
 
-def _speeds(name: str, gates: Gates, small: Measurement, large: Measurement) -> Iterator[_Figure]:
+def _speeds(name: str, gates: Gates, small: Measurement, large: Measurement) -> Iterator[_Figure | str]:
     if gates.max_p99 is not None:
         yield _Figure("--max-p99", gates.max_p99, f"{name}'s p99 at batch {small.batch}", small.p99, "ms")
     if gates.min_throughput is not None:
@@ -139,26 +171,21 @@ def _speeds(name: str, gates: Gates, small: Measurement, large: Measurement) -> 
         yield _Figure("--min-throughput", gates.min_throughput, what, large.throughput, "images/s", least=True)
     if gates.max_energy is not None:
         what = f"{name}'s energy per image at batch {large.batch}"
-        remedy = "choose another engine, or change the bound" if large.energy else "run it on a GPU that NVML can read"
-        yield _Figure("--max-energy", gates.max_energy, what, large.energy, "mJ", scale=1000, remedy=remedy)
+        if large.energy is None:
+            yield _unknown(what, "--max-energy", "run it on a GPU that NVML can read")
+        else:
+            yield _Figure("--max-energy", gates.max_energy, what, large.energy, "mJ", scale=1000)
 
 
-def _drops(name: str, bound: float, accuracy: Accuracy | None) -> Iterator[_Figure]:
-    drops = accuracy.drops if accuracy else {}
-    remedy = "calibrate it on more images, or raise the bound"
-    for metric, drop in drops.items():
+def _drops(name: str, bound: float, accuracy: Accuracy | None) -> Iterator[_Figure | str]:
+    if accuracy is None or not accuracy.drops:
+        yield _unknown(f"{name}'s drop", "--max-drop", "measure it and a reference on --data")
+        return
+    for metric, drop in accuracy.drops.items():
         what = f"{name}'s drop of {metric} on {drop.images:,} images"
+        remedy = "calibrate it on more images, or raise the bound"
         yield _Figure("--max-drop", bound, what, drop.points, "points", remedy=remedy)
-    if not drops:
-        yield _Figure("--max-drop", bound, f"{name}'s drop", None, "points", remedy="measure both files on --data")
 
 
-def _range(figure: _Figure) -> str:
-    found = figure.found
-    if found is None or found.low is None or found.high is None:
-        return ""
-    return f" ({_number(figure, found.low)} to {_number(figure, found.high)} at 95 %)"
-
-
-def _number(figure: _Figure, value: float) -> str:
-    return f"{figure.scale * value:.4g}"
+def _unknown(what: str, option: str, remedy: str) -> str:
+    return f"{what} is not known, so {option} cannot be held: {remedy}."
