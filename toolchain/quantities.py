@@ -39,7 +39,7 @@ def quantity(option: str, text: str, kind: Kind) -> float:
         UsageError: no number, a negative one, an unknown unit, or none where one is required.
     """
     found = NUMBER_AND_UNIT.fullmatch(text.strip())
-    unit = found.group(2) or kind.bare if found else None
+    unit = (found.group(2) or kind.bare or "") if found else ""
     if not found or unit not in kind.units:
         raise UsageError(f"{option} {text} is no {kind.name}: write it as {kind.example} ({', '.join(kind.units)}).")
     return float(found.group(1)) * kind.units[unit]
