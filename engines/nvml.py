@@ -136,10 +136,13 @@ def opened_gpu() -> Iterator[Gpu | Absent]:
 
 
 def joules_between(before: Reading | None, after: Reading | None) -> float | None:
-    """Energy from one reading to the next: by the counter, else the mean of both powers times the time between them."""
+    """Energy from one reading to the next: by the counter, else the mean of both powers times the time between them.
+
+    A counter that stands still was not refreshed in between, for no GPU runs on nothing: there the powers count, too.
+    """
     if before is None or after is None:
         return None
-    if before.joules is not None and after.joules is not None:
+    if before.joules is not None and after.joules is not None and after.joules > before.joules:
         return after.joules - before.joules
     if before.watts is not None and after.watts is not None:
         return (before.watts + after.watts) / 2 * (after.seconds - before.seconds)

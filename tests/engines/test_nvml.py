@@ -116,6 +116,9 @@ def test_energy_is_counted_or_integrated_or_unknown() -> None:
     assert joules_between(at(0, 100, 5), at(2, 300, 11)) == 6
     # The counter is missing on one side: 200 W on average, for 2 s.
     assert joules_between(at(0, 100), at(2, 300, 11)) == 400
+    # It was not refreshed in between.
+    assert joules_between(at(0, 100, 5), at(2, 300, 5)) == 400
+    assert joules_between(at(0, None, 5), at(2, None, 5)) is None
     assert joules_between(at(0), at(2, 300)) is None
     assert joules_between(None, at(2, 300)) is None
 
