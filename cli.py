@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,10 @@ from toolchain.errors import ArtifactError, LctrError, UsageError, chosen
 
 if TYPE_CHECKING:
     from engines.backend import BuildOptions
+    from engines.benchmark import Settings
     from toolchain.artifacts import Made
     from toolchain.findings import Stage
+    from toolchain.gates import Gates
     from toolchain.scores import Scores
 
 TRAINING_STACK = {
@@ -73,7 +75,7 @@ def main() -> None:
       train or import -> statistics -> synthesize -> export -> quantize -> build -> inspect, benchmark, evaluate
 
     Every result stands beside a sidecar NAME.json that says what it was made from. Exit codes: 0 done; 1 failed, with
-    the reason; 2 wrong usage; 3 a bound (--max-drop, --max-p99) did not hold.
+    the reason; 2 wrong usage; 3 a bound (--max-drop, --max-p99, ...) did not hold.
     """
 
 
@@ -711,62 +713,77 @@ def evaluate(
 
 
 @main.command()
-@click.argument("files", type=PATH, nargs=-1, required=True)
-@click.option("--batch", "sizes", type=int, multiple=True, default=(1, 8), show_default=True, help="May be repeated.")
-@click.option("--warmup", default=10, show_default=True, help="Untimed calls.")
-@click.option("--rounds", default=10, show_default=True, help="Interleaved rounds.")
-@click.option("--iterations", default=20, show_default=True, help="Timed calls per round.")
+@click.argument("files", nargs=-1, required=True)
+@click.option(
+    "--reference", metavar="FILE", help="What the others are compared with, timed with them. Default: the first."
+)
+@click.option("--batch", "sizes", multiple=True, default=("1,8",), show_default=True, help="1,8,32; may be repeated.")
+@click.option(
+    "--duration", default="3s", show_default=True, help="Timed seconds per file and batch size; 10 calls at least."
+)
+@click.option("--warm-up", "--warmup", default="200ms", show_default=True, help="Untimed, per file and batch size.")
+@click.option("--rounds", default=10, show_default=True, help="Interleaved rounds that the duration is cut into.")
+@click.option("--iterations", type=int, help="Timed calls per round. Default: as many as fill --duration.")
+@click.option("--streams", default=1, show_default=True, help="Calls in flight at a time (trtexec's --infStreams).")
+@click.option("--cuda-graph/--no-cuda-graph", default=None, help="Replay a captured graph. Default: where it can.")
+@click.option("--spin-wait", is_flag=True, help="Wait for the GPU in a busy loop.")
+@click.option("--no-transfers", "--no-data-transfers", is_flag=True, help="Leave inputs and outputs on the GPU.")
+@click.option("--cold-cache", is_flag=True, help="Empty the last-level cache before every call.")
 @click.option("--data", metavar="SPEC", help="Measure accuracy too, on the test images of this data set.")
 @click.option("--images", type=int, help="Test images. Default: all.")
-@click.option("--max-drop", type=float, help="Exit 3 where a file loses more points of either metric than this.")
-@click.option("--max-p99", metavar="MS", help="Exit 3 where a file's p99 latency is over this, such as 5ms.")
+@click.option("--max-drop", type=float, metavar="POINTS", help="Bound on what a file loses of GT-Known or Top-1 Loc.")
+@click.option("--max-p99", metavar="TIME", help="Bound on the p99 latency at the smallest batch size, such as 5ms.")
+@click.option("--min-throughput", type=float, metavar="IMAGES/S", help="Bound on it at the largest batch size.")
+@click.option("--max-energy", metavar="ENERGY", help="Bound on it per image, such as 40mJ, at the largest batch size.")
+@click.option("-o", "--output", type=PATH, help="JSON file to write, with every sample.")
+@click.option("--plot", type=PATH, help="PNG file to write: latency against accuracy, and the Pareto front.")
 @_seed_option
 @_json_option
 def benchmark(
-    files: tuple[Path, ...],
-    sizes: tuple[int, ...],
-    warmup: int,
-    rounds: int,
-    iterations: int,
+    files: tuple[str, ...],
+    reference: str | None,
+    sizes: tuple[str, ...],
     data: str | None,
     images: int | None,
-    max_drop: float | None,
-    max_p99: str | None,
+    output: Path | None,
+    plot: Path | None,
     seed: int,
     as_json: bool,
+    **measured: Any,
 ) -> None:
-    """Compare FILES (ONNX files or engines) with the first: interleaved latency, and accuracy with --data."""
-    limit = _milliseconds(max_p99) if max_p99 else None
-    if max_drop is not None and not data:
-        raise UsageError("--max-drop needs images to measure a drop on: name a data set with --data.")
-    from contextlib import ExitStack
+    """Compare FILES (FILE is .onnx, an engine or a checkpoint; FILE@BACKEND as for `lctr evaluate`) with the first.
 
-    from calib.image_set import noise
-    from engines.benchmark import Settings, benchmark
-    from engines.registry import open_engine
-    from toolchain.comparison import FEEDS, accuracies, check_drop, check_p99, feeds_from_images
-    from toolchain.data.sources import open_data
-    from toolchain.localizer import localizer_from_session
+    All are timed in one process in turns; ratios of medians come with a 95 % interval over the rounds. Figures have
+    trtexec's names, and so have options: --duration (s), --warm-up (ms), --iterations, --streams, --cuda-graph,
+    --spin-wait, --no-transfers. trtexec's own defaults differ between versions 10 and 11; what held is printed.
 
-    settings = Settings(warmup, rounds, iterations)
-    with ExitStack() as stack, terminal.steps() as step:
-        sessions = {_label(path, files): stack.enter_context(open_engine(path)) for path in files}
-        localizers = {name: localizer_from_session(session, name) for name, session in sessions.items()}
-        window = next(iter(localizers.values())).card.preprocessing
-        held_out = open_data(data, "test", window, images) if data else None
-        feeds = feeds_from_images(noise(FEEDS * max(sizes), window.image_size, seed), sizes)
-        latency = benchmark(sessions, feeds, settings, step("latency")).as_dict()
-        accuracy = accuracies(localizers, held_out, step("accuracy")) if held_out else {}
+    A bound fails (exit code 3) where the whole interval of a figure is beyond it. Within noise it passes with a
+    warning; a figure that nobody knows, or an engine whose outputs are broken, exits with 1.
+    """
+    from toolchain.benchmarking import Question, compared, sizes_from_options, write_record
+    from toolchain.pareto_plot import check_plot, draw
+
+    gates, settings = _gates_and_settings(**measured)
+    question = Question(files, reference, sizes_from_options(sizes), settings, data, images, seed, gates)
+    if output:
+        _require_suffix(output, ".json")
+    if plot:
+        check_plot(plot)
+    with terminal.steps() as step:
+        found = compared(question, step)
+    record = found.as_dict()
     if as_json:
-        _print_json({"latency": latency, "accuracy": {name: found.as_dict() for name, found in accuracy.items()}})
+        _print_json(record)
     else:
-        terminal.latency_table(latency)
-        if accuracy:
-            terminal.accuracy_table([(name, found.evaluation, found.error) for name, found in accuracy.items()])
-    if max_drop is not None:
-        check_drop(accuracy, max_drop)
-    if limit is not None:
-        check_p99(latency, limit)
+        terminal.benchmark_tables(record["latency"])
+        terminal.accuracy_table([(name, each.evaluation, each.error) for name, each in found.accuracy.items()])
+    for warning in found.warnings:
+        _say_aside(f"Warning: {warning}")
+    if output:
+        write_record(found, output)
+    if plot:
+        draw(record, plot)
+    found.enforce()
 
 
 @main.command()
@@ -894,16 +911,41 @@ def _require_absent(option: str, *others: str) -> None:
             raise UsageError(f"{option} and --{name.replace('_', '-')} contradict each other: leave one out.")
 
 
-def _milliseconds(text: str) -> float:
-    try:
-        return float(text.removesuffix("ms"))
-    except ValueError as error:
-        raise UsageError(f"--max-p99 {text} is no latency: write it as 5ms.") from error
+def _gates_and_settings(
+    max_drop: float | None,
+    max_p99: str | None,
+    min_throughput: float | None,
+    max_energy: str | None,
+    duration: str,
+    warm_up: str,
+    rounds: int,
+    iterations: int | None,
+    no_transfers: bool,
+    **timing: Any,
+) -> tuple[Gates, Settings]:
+    """What the options of `benchmark` bound and ask for."""
+    from engines.benchmark import Settings
+    from engines.timing import TimingOptions
+    from toolchain.gates import Gates
+    from toolchain.quantities import DURATION, ENERGY, LATENCY, WARM_UP, quantity
 
-
-def _label(path: Path, among: Sequence[Path]) -> str:
-    """The file's name; its whole path where another file has the same name."""
-    return path.name if [p.name for p in among].count(path.name) == 1 else str(path)
+    if iterations is not None:
+        _require_absent("--iterations", "duration")
+    gates = Gates(
+        max_drop,
+        quantity("--max-p99", max_p99, LATENCY) if max_p99 else None,
+        min_throughput,
+        quantity("--max-energy", max_energy, ENERGY) if max_energy else None,
+    )
+    settings = Settings(
+        warmup=0,
+        rounds=rounds,
+        iterations=iterations,
+        duration=quantity("--duration", duration, DURATION),
+        warmup_ms=quantity("--warm-up", warm_up, WARM_UP),
+        timing=TimingOptions(transfers=not no_transfers, **timing),
+    )
+    return gates, settings
 
 
 def _write_overlay(png: bytes, folder: Path, image: Path) -> Path:

@@ -5,7 +5,7 @@
 lctr-small with 1000 classes, by the stages that `lctr export`, `quantize` and `build` run. The backbone is the one of
 `make finetuned` where that is there, and the head a random one, for it has other classes; calibration and timing are
 on noise. Speed and size depend on neither. All forms run in one process, interleaved; ratios are of medians, with
-their range over the rounds. Outputs are compared first: FP32 must be what the released forward computes, INT8 near it.
+their 95 % interval. Outputs are compared first: FP32 must be what the released forward computes, INT8 near it.
 
 Two files hold the INT8 model. The ONNX file that every engine is built from keeps float weights with Q and DQ behind
 them, for TensorRT compiles a packed qkv stored as INT8 as an FP16 product; it is as large as FP32's. What ONNX Runtime
@@ -22,24 +22,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from record import markdown, written
 from released import ReleasedForward
 from subject import add_options, eager, model_from_options, require_equal
 
 from calib.image_set import noise
+from engines.agreement import snr_db
 from engines.backend import BuildOptions, Feeds, Session
-from engines.benchmark import Benchmark, Ratio, Settings, benchmark
+from engines.benchmark import Benchmark, Settings, benchmark
+from engines.bootstrap import ratio_of_medians
 from engines.build import build
 from engines.inspect import inspect
 from engines.onnxruntime import OnnxRuntimeBackend
-from engines.timing import Timings
 from toolchain import calibration, quantization, stages
 from toolchain.artifacts import read_sidecar
 from toolchain.card import ModelCard
 from toolchain.comparison import FEEDS, feeds_from_images
-from toolchain.evaluation import snr_db
 from toolchain.model import checkpoint
 from toolchain.model.lctr import Lctr
 from toolchain.model.presets import preset_named
@@ -149,20 +148,14 @@ def _snr(found: Session, reference: Session, batch: Feeds) -> dict[str, float]:
 
 
 def _speedups(measured: Benchmark) -> dict[str, dict[str, dict[str, Any]]]:
-    """Batch size -> `INT8 over FP32` -> how many times as fast, with the range over the rounds."""
+    """Batch size -> `INT8 over FP32` -> how many times as fast, with its 95 % interval."""
     return {
         str(size): {
-            f"{form} over {base}": asdict(_speedup(row[form].timings, row[base].timings, measured.settings.rounds))
+            f"{form} over {base}": asdict(ratio_of_medians(row[base].rounds, row[form].rounds))
             for form, base in ((FP32, RELEASED), (INT8, RELEASED), (INT8, FP32), (DEPLOYED, RELEASED), (DEPLOYED, FP32))
         }
         for size, row in measured.batches.items()
     }
-
-
-def _speedup(mine: Timings, base: Timings, rounds: int) -> Ratio:
-    mine_rounds, base_rounds = (np.median(np.reshape(t.milliseconds, (rounds, -1)), axis=1) for t in (mine, base))
-    single = base_rounds / mine_rounds
-    return Ratio(base.median / mine.median, float(single.min()), float(single.max()))
 
 
 def _compiled(path: Path) -> dict[str, Any]:
@@ -215,7 +208,7 @@ def _tables(record: Mapping[str, Any], bounds: list[Bound]) -> str:
     ]
     return "\n\n".join(
         [
-            markdown(("batch", "", "times as fast", "over the rounds"), latency),
+            markdown(("batch", "", "times as fast", "95 % interval"), latency),
             markdown(("file", "MB", "of FP32's"), sizes),
             markdown(("engine", "MB", "layers", "INT8 of placed", "fused attention"), engines),
             markdown(("bound", "found", "asked", "holds"), reached),

@@ -2,33 +2,44 @@
 
 The convention: after a warm-up, every round times each session in turn on the same batch (A/B/A/B), so that a clock
 that drifts hits all alike. A latency is whatever the session's own clock covers; it is named beside the figures. The
-ratio is the median over all samples against the baseline's; its range is over the ratios of the single rounds.
+ratio is the median over all samples against the baseline's, with the interval of `engines.bootstrap`. Throughput is
+images over wall time. Energy is the GPU's mean power over a turn times the turn's wall time, per image.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import count
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engines.backend import Feeds, Session
-from engines.timing import Timings
+from engines.agreement import Agreement, agreements, output_problems
+from engines.backend import PLAIN, Feeds, Session
+from engines.bootstrap import Interval, bootstrap, ratio_of_medians
+from engines.caveats import caveats
+from engines.figures import figures
+from engines.nvml import Absent, Gpu, Reading, joules_between
+from engines.timing import TimingOptions, Timings, merged
 from toolchain.errors import UsageError
 from toolchain.progress import Progress, silent
 
-Outputs = Mapping[str, NDArray[Any]]
+LEAST_CALLS = 10
+"""Timed calls of each session and batch size, however long one takes; trtexec's default."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is measured.
+    """How much is measured, and how.
 
     Attributes:
-        warmup: untimed calls per session and batch size.
+        warmup: untimed calls per session and batch size, at least.
         rounds: interleaved rounds.
-        iterations: timed calls per session and round.
+        iterations: timed calls per session and round; None: as many as fill `duration`, by the warm-up's last calls.
+        duration: seconds of timed calls per session and batch size, over all rounds.
+        warmup_ms: milliseconds of warm-up per session and batch size, at least.
+        timing: how each call is timed.
 
     Raises:
         UsageError: a number below its bound.
@@ -36,21 +47,28 @@ class Settings:
 
     warmup: int = 10
     rounds: int = 10
-    iterations: int = 20
+    iterations: int | None = 20
+    duration: float = 3.0
+    warmup_ms: float = 0.0
+    timing: TimingOptions = PLAIN
 
     def __post_init__(self) -> None:
-        for name, bound in (("warmup", 0), ("rounds", 1), ("iterations", 1)):
-            if (value := getattr(self, name)) < bound:
+        bounds = {"warmup": 0, "rounds": 1, "iterations": 1, "warmup_ms": 0}
+        for name, bound in bounds.items():
+            value = getattr(self, name)
+            if value is not None and not value >= bound:
                 raise UsageError(f"Benchmark {name} {value} is too small: give at least {bound}.")
+        if not 0 < self.duration < math.inf:
+            raise UsageError(f"Benchmark duration {self.duration:g} s measures nothing: give some seconds.")
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """Latency relative to the baseline's, below 1 where faster: of the overall medians, and its range over rounds."""
+class Turn:
+    """One session's calls in one round, and the GPU before and after them, where there is one to read from."""
 
-    value: float
-    low: float
-    high: float
+    timings: Timings
+    before: Reading | None = None
+    after: Reading | None = None
 
 
 @dataclass(frozen=True)
@@ -58,36 +76,130 @@ class Measurement:
     """One session at one batch size.
 
     Attributes:
-        timings: all samples of all rounds.
-        ratio: to the baseline.
-        images_per_second: batch size over mean latency.
-        difference: output -> largest absolute difference to the baseline's output of this name over all feeds; left
-            out where the baseline lacks the name or shape, or a value is not finite.
-        problems: what is wrong with the outputs: not finite, or constant.
+        batch: images per call.
+        turns: one per round.
+        ratio: of median latencies, to the baseline; below 1 where faster.
+        agreement: output -> how far it is from the baseline's of this name.
+        problems: what is wrong with the outputs: not finite, constant, or the same for all inputs.
     """
 
-    timings: Timings
-    ratio: Ratio
-    images_per_second: float
-    difference: Mapping[str, float]
+    batch: int
+    turns: tuple[Turn, ...]
+    ratio: Interval
+    agreement: Mapping[str, Agreement]
     problems: tuple[str, ...]
+
+    @cached_property
+    def timings(self) -> Timings:
+        """All samples of all rounds."""
+        return merged([turn.timings for turn in self.turns])
+
+    @property
+    def rounds(self) -> tuple[tuple[float, ...], ...]:
+        """Latencies in milliseconds, round after round."""
+        return tuple(turn.timings.milliseconds for turn in self.turns)
+
+    @property
+    def images_per_second(self) -> float:
+        """Images over wall time."""
+        return self.throughput.value
+
+    @cached_property
+    def throughput(self) -> Interval:
+        """Images per second of wall time."""
+        images = self.batch * np.array([[turn.timings.n] for turn in self.turns])
+        seconds = np.array([[turn.timings.seconds] for turn in self.turns])
+        return bootstrap(lambda some, wall: some.sum(-1) / wall.sum(-1), images, seconds)
+
+    @cached_property
+    def p99(self) -> Interval:
+        """Milliseconds."""
+        return bootstrap(lambda samples: np.percentile(samples, 99, axis=-1), np.array(self.rounds))
+
+    @cached_property
+    def energy(self) -> Interval | None:
+        """Joules per image; None where no GPU computed, or nothing counts its energy."""
+        spent = [self._joules_per_image(turn) for turn in self.turns]
+        known = [[joules] for joules in spent if joules is not None]
+        if not self.timings.on_gpu or len(known) < len(spent):
+            return None
+        return bootstrap(lambda joules: joules.mean(-1), np.array(known))
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """The GPU after each turn; empty where none computed."""
+        return tuple(turn.after for turn in self.turns if turn.after) if self.timings.on_gpu else ()
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What makes the figures doubtful."""
+        return caveats(self.timings, self.readings)
+
+    def as_dict(self, *, samples: bool = False) -> dict[str, Any]:
+        """JSON-able; with every sample where asked for."""
+        throughputs = [self.batch * turn.timings.n / turn.timings.seconds for turn in self.turns]
+        record = {
+            "timings": self.timings.as_dict(),
+            "iterations": self.turns[0].timings.n,
+            "images_per_second": self.images_per_second,
+            "throughput": {**figures(throughputs), "unit": "images/s, by round"},
+            "intervals": {"p99": asdict(self.p99), "images_per_second": asdict(self.throughput)},
+            "ratio": asdict(self.ratio),
+            "agreement": {name: found.as_dict() for name, found in self.agreement.items()},
+            "problems": list(self.problems),
+            "caveats": list(self.caveats),
+            "gpu": self._gpu_figures(),
+        }
+        return {**record, "rounds": [_turn_record(turn) for turn in self.turns]} if samples else record
+
+    def _joules_per_image(self, turn: Turn) -> float | None:
+        joules = joules_between(turn.before, turn.after)
+        if joules is None or turn.before is None or turn.after is None:
+            return None
+        # A turn has untimed calls, too; the power is the same there.
+        share = turn.timings.seconds / (turn.after.seconds - turn.before.seconds)
+        return joules * share / (self.batch * turn.timings.n)
+
+    def _gpu_figures(self) -> dict[str, Any]:
+        """Clocks, temperature, power over the rounds, and energy; only what is known."""
+        found: dict[str, Any] = {}
+        for name in ("sm_mhz", "memory_mhz", "celsius", "watts"):
+            values = [getattr(reading, name) for reading in self.readings if getattr(reading, name) is not None]
+            if values:
+                found[name] = {"min": min(values), "max": max(values), "mean": sum(values) / len(values)}
+        if self.readings:
+            found["throttled"] = sorted({reason for reading in self.readings for reason in reading.throttled})
+        if self.energy:
+            found["joules_per_image"] = asdict(self.energy)
+        return found
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Batch size -> session name -> measurement, and what they are relative to."""
+    """What was measured.
+
+    Attributes:
+        baseline: the session that the others are compared with.
+        settings: how much was measured, and how.
+        batches: batch size -> session name -> measurement.
+        gpu: name and driver of the GPU that was read, or why none was.
+    """
 
     baseline: str
     settings: Settings
     batches: Mapping[int, Mapping[str, Measurement]]
+    gpu: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able, with summaries instead of single samples."""
+    def as_dict(self, *, samples: bool = False) -> dict[str, Any]:
+        """JSON-able, with summaries alone, or with every sample."""
         batches = {
-            str(size): {name: {**asdict(m), "timings": m.timings.as_dict()} for name, m in row.items()}
+            str(size): {name: found.as_dict(samples=samples) for name, found in row.items()}
             for size, row in self.batches.items()
         }
-        return {"baseline": self.baseline, "settings": asdict(self.settings), "batches": batches}
+        return {"baseline": self.baseline, "settings": asdict(self.settings), "gpu": self.gpu, "batches": batches}
+
+
+UNWATCHED = Absent("no GPU was watched")
 
 
 def benchmark(
@@ -95,6 +207,7 @@ def benchmark(
     batches: Sequence[Sequence[Feeds]],
     settings: Settings | None = None,
     progress: Progress = silent,
+    gpu: Gpu | Absent = UNWATCHED,
 ) -> Benchmark:
     """Compare sessions; the first is the baseline.
 
@@ -103,9 +216,11 @@ def benchmark(
         batches: per batch size, the feeds to rotate through, one per round.
         settings: how much to measure.
         progress: told after each round.
+        gpu: read between turns.
 
     Raises:
-        UsageError: no session, no feeds, or feeds of one batch size that differ in it, or one batch size twice.
+        UsageError: no session, no feeds, or feeds of one batch size that differ in it, or one batch size twice; or a
+            session that cannot honour a setting.
         BackendError: a session refused to run.
     """
     settings = settings or Settings()
@@ -118,21 +233,20 @@ def benchmark(
     rounds_done, total = count(1), len(sizes) * settings.rounds
     for size, feeds in zip(sizes, batches, strict=True):
         outputs = {name: [session.run(f) for f in feeds] for name, session in sessions.items()}
-        rounds = _interleaved(sessions, feeds, settings, lambda: progress(next(rounds_done), total))
-        measured[size] = _measurements(size, outputs, rounds)
-    return Benchmark(next(iter(sessions)), settings, measured)
-
-
-def output_problems(outputs: Sequence[Outputs]) -> tuple[str, ...]:
-    """What is wrong with outputs of several batches: values that are not finite, or one value everywhere."""
-    problems = []
-    for name in outputs[0]:
-        values = np.concatenate([np.ravel(o[name]) for o in outputs])
-        if not np.isfinite(values).all():
-            problems.append(f"{name} is not finite in {int((~np.isfinite(values)).sum())} of {values.size} values")
-        elif values.size > 1 and (values == values[0]).all():
-            problems.append(f"{name} is {values[0]:g} everywhere")
-    return tuple(problems)
+        turns = _interleaved(sessions, feeds, settings, gpu, lambda: progress(next(rounds_done), total))
+        base = next(iter(sessions))
+        measured[size] = {
+            name: Measurement(
+                batch=size,
+                turns=tuple(mine),
+                ratio=_ratio(mine, turns[base]),
+                agreement=agreements(outputs[name], outputs[base]),
+                problems=output_problems(outputs[name], feeds),
+            )
+            for name, mine in turns.items()
+        }
+    described = gpu.reason if isinstance(gpu, Absent) else f"{gpu.name}, driver {gpu.driver}"
+    return Benchmark(next(iter(sessions)), settings, measured, described)
 
 
 def _batch_size(feeds: Sequence[Feeds]) -> int:
@@ -143,46 +257,44 @@ def _batch_size(feeds: Sequence[Feeds]) -> int:
 
 
 def _interleaved(
-    sessions: Mapping[str, Session], feeds: Sequence[Feeds], settings: Settings, told: Callable[[], None]
-) -> dict[str, list[Timings]]:
-    for session in sessions.values():
-        if settings.warmup:
-            session.time(feeds[0], settings.warmup)
-    rounds: dict[str, list[Timings]] = {name: [] for name in sessions}
+    sessions: Mapping[str, Session],
+    feeds: Sequence[Feeds],
+    settings: Settings,
+    gpu: Gpu | Absent,
+    told: Callable[[], None],
+) -> dict[str, list[Turn]]:
+    calls = {name: _calls_after_warmup(session, feeds[0], settings) for name, session in sessions.items()}
+    turns: dict[str, list[Turn]] = {name: [] for name in sessions}
+    before = gpu.read()
     for turn in range(settings.rounds):
         for name, session in sessions.items():
-            rounds[name].append(session.time(feeds[turn % len(feeds)], settings.iterations))
+            timings = session.time(feeds[turn % len(feeds)], calls[name], settings.timing)
+            after = gpu.read()
+            turns[name].append(Turn(timings, before, after))
+            before = after
         told()
-    return rounds
+    return turns
 
 
-def _measurements(
-    size: int, outputs: Mapping[str, Sequence[Outputs]], rounds: Mapping[str, Sequence[Timings]]
-) -> dict[str, Measurement]:
-    merged = {name: _merged(turns) for name, turns in rounds.items()}
-    baseline = next(iter(rounds))
-    return {
-        name: Measurement(
-            timings=merged[name],
-            ratio=_ratio(merged[name], merged[baseline], rounds[name], rounds[baseline]),
-            images_per_second=1000 * size / merged[name].mean,
-            difference=_difference(outputs[name], outputs[baseline]),
-            problems=output_problems(outputs[name]),
-        )
-        for name in rounds
-    }
+def _calls_after_warmup(session: Session, feed: Feeds, settings: Settings) -> int:
+    """Warm up, and say how many calls a round has."""
+    done, spent, last = 0, 0.0, None
+    while done < settings.warmup or spent < settings.warmup_ms:
+        # By time: one call first, for it may compile; then twice as many, and twice as many again.
+        calls = max(done, 1) if spent < settings.warmup_ms else settings.warmup - done
+        last = session.time(feed, calls, settings.timing)
+        done, spent = done + calls, spent + 1000 * last.seconds
+    if settings.iterations is not None:
+        return settings.iterations
+    pilot = last or session.time(feed, 1, settings.timing)
+    filling = settings.duration * pilot.n / pilot.seconds if pilot.seconds else LEAST_CALLS
+    return math.ceil(max(filling, LEAST_CALLS) / settings.rounds)
 
 
-def _merged(turns: Sequence[Timings]) -> Timings:
-    return Timings(tuple(ms for turn in turns for ms in turn.milliseconds), turns[0].clock)
+def _ratio(mine: Sequence[Turn], base: Sequence[Turn]) -> Interval:
+    return ratio_of_medians([t.timings.milliseconds for t in mine], [t.timings.milliseconds for t in base])
 
 
-def _ratio(mine: Timings, base: Timings, my_turns: Sequence[Timings], base_turns: Sequence[Timings]) -> Ratio:
-    single = [m.median / b.median for m, b in zip(my_turns, base_turns, strict=True)]
-    return Ratio(mine.median / base.median, min(single), max(single))
-
-
-def _difference(mine: Sequence[Outputs], base: Sequence[Outputs]) -> dict[str, float]:
-    names = [n for n in mine[0] if n in base[0] and mine[0][n].shape == base[0][n].shape]
-    largest = {n: np.max([np.max(np.abs(m[n] - b[n])) for m, b in zip(mine, base, strict=True)]) for n in names}
-    return {n: float(value) for n, value in largest.items() if np.isfinite(value)}
+def _turn_record(turn: Turn) -> dict[str, Any]:
+    gpu = {"before": turn.before.as_dict(), "after": turn.after.as_dict()} if turn.before and turn.after else {}
+    return {**turn.timings.samples(), **gpu}

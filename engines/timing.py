@@ -1,16 +1,24 @@
 """What a timing is: how calls are to be timed, and the samples that come of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from engines.figures import coefficient_of_variation, figures
 from toolchain.errors import UsageError
 
 H2D, GPU_COMPUTE, D2H, ENQUEUE = "h2d", "gpu_compute", "d2h", "enqueue"
 """Phases of a call on a GPU, as trtexec defines them: copy in, kernels, copy out (CUDA events); time on the host until
 everything is queued."""
+TRTEXEC_NAMES = {
+    H2D: "H2D Latency",
+    GPU_COMPUTE: "GPU Compute Time",
+    D2H: "D2H Latency",
+    ENQUEUE: "Enqueue Time",
+}
+"""Phase -> what trtexec calls it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,8 @@ class Timings:
         clock: what was read and what it covers, e.g. `perf_counter`.
         phases: phase -> one sample per call; only what the session can tell apart.
         wall_seconds: from the first call's start to the last one's end; None: the sum of the samples.
-        settings: what really held of `TimingOptions`, by name.
+        settings: what really held of `TimingOptions`, by name, and what else decides the figures: `threads`,
+            `provider`, `device`.
 
     Raises:
         UsageError: no sample, or a phase with another number of them.
@@ -59,7 +68,7 @@ class Timings:
     clock: str
     phases: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     wall_seconds: float | None = None
-    settings: Mapping[str, bool | int] = field(default_factory=dict)
+    settings: Mapping[str, bool | int | float | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.milliseconds:
@@ -72,6 +81,17 @@ class Timings:
     def n(self) -> int:
         """Number of samples."""
         return len(self.milliseconds)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all calls."""
+        return self.wall_seconds if self.wall_seconds is not None else sum(self.milliseconds) / 1000
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU computed: it was timed apart, or the session says so."""
+        computed_by = str(self.settings.get("device", self.settings.get("provider", "cpu")))
+        return GPU_COMPUTE in self.phases or not computed_by.lower().startswith("cpu")
 
     @property
     def median(self) -> float:
@@ -101,16 +121,40 @@ class Timings:
     @property
     def cv(self) -> float:
         """Coefficient of variation: population standard deviation over mean."""
-        return float(np.std(self.milliseconds)) / self.mean if self.mean else 0.0
+        return coefficient_of_variation(self.milliseconds)
 
     def percentile(self, q: float) -> float:
         """The `q`-th percentile (0 to 100) in milliseconds, interpolated linearly between neighbouring samples."""
         return float(np.percentile(self.milliseconds, q))
 
     def as_dict(self) -> dict[str, Any]:
-        """The summary for `--json`; single samples are left out."""
-        figures = {"median": self.median, "p90": self.p90, "p95": self.p95, "p99": self.p99}
-        return {**figures, "mean": self.mean, "cv": self.cv, "n": self.n, "unit": "ms", "clock": self.clock}
+        """The summary for `--json`: figures of the calls and of each phase; single samples are left out."""
+        return {
+            **figures(self.milliseconds),
+            "unit": "ms",
+            "clock": self.clock,
+            "phases": {phase: figures(samples) for phase, samples in self.phases.items()},
+            "wall_seconds": self.seconds,
+            "settings": dict(self.settings),
+        }
+
+    def samples(self) -> dict[str, Any]:
+        """Every sample, JSON-able."""
+        phases = {phase: list(samples) for phase, samples in self.phases.items()}
+        return {"milliseconds": list(self.milliseconds), "phases": phases, "wall_seconds": self.seconds}
+
+
+def merged(rounds: Sequence[Timings]) -> Timings:
+    """All calls of several rounds of one session as one timing; only phases that every round has."""
+    first = rounds[0]
+    phases = [phase for phase in first.phases if all(phase in r.phases for r in rounds)]
+    return Timings(
+        tuple(ms for r in rounds for ms in r.milliseconds),
+        first.clock,
+        {phase: tuple(ms for r in rounds for ms in r.phases[phase]) for phase in phases},
+        sum(r.seconds for r in rounds),
+        first.settings,
+    )
 
 
 def refuse_gpu_options(options: TimingOptions, session: str) -> None:

@@ -97,7 +97,7 @@ def test_benchmark_compares_and_gates(deployed: Deployed) -> None:
     late = lctr("benchmark", *files, *quick, "--max-p99", "0.001ms")
     assert late.exit_code == 3
     assert "over --max-p99 0.001 ms" in late.stderr
-    same = lctr("benchmark", files[0], files[0].parent / "model.int8.onnx", *quick, "--max-p99", "1e6")
+    same = lctr("benchmark", files[0], files[0].parent / "model.int8.onnx", *quick, "--max-p99", "1e6ms")
     assert same.exit_code == 0
 
 
@@ -317,7 +317,18 @@ def test_a_missing_file_is_named(command: tuple[str, ...], tmp_path: Path) -> No
         (("build", "{onnx}", "--backend", "tensorflow", "-o", "x.engine"), "unknown backend 'tensorflow'"),
         (("build", "{onnx}", "--backend", "tensorrt-rtx", "--target", "sm1", "-o", "x.engine"), "sm1"),
         (("benchmark", "{onnx}", "--max-drop", "0.5"), "--max-drop needs images"),
+        (("benchmark", "{onnx}", "--max-drop", "0.5", "--data", "shapes"), "needs a reference to lose against"),
         (("benchmark", "{onnx}", "--max-p99", "soon"), "--max-p99 soon is no latency"),
+        (("benchmark", "{onnx}", "--max-p99", "5"), "--max-p99 5 is no latency: write it as 5ms"),
+        (("benchmark", "{onnx}", "--max-energy", "5"), "--max-energy 5 is no energy"),
+        (("benchmark", "{onnx}", "--batch", "1,x"), "--batch x is no batch size"),
+        (("benchmark", "{onnx}", "--batch", "1", "--batch", "2,1"), "repeat"),
+        (("benchmark", "{onnx}", "--duration", "0"), "measures nothing"),
+        (("benchmark", "{onnx}", "--iterations", "3", "--duration", "1s"), "--iterations and --duration contradict"),
+        (("benchmark", "{onnx}", "--streams", "0"), "0 streams"),
+        (("benchmark", "{onnx}", "--cuda-graph"), "no GPU to give it a CUDA graph"),
+        (("benchmark", "{onnx}", "-o", "x.txt"), "x.txt does not end in .json"),
+        (("benchmark", "{onnx}", "--plot", "x.svg"), "x.svg does not end in .png"),
         (("evaluate", "{onnx}", "--split", "holdout"), "unknown split 'holdout'"),
         (("synthesize", "{model}", "--count", "0", "-o", "x"), "0"),
     ],

@@ -123,7 +123,7 @@ def choose(
     (row,) = latency.batches.values()
     reference = next(iter(accuracy.values())).evaluation
     candidates = [
-        candidate_from_measurement(name, points_lost(reference, found.evaluation), row[name], question.settings)
+        candidate_from_measurement(name, points_lost(reference, found.evaluation), row[name])
         for name, found in accuracy.items()
     ]
     decided = decision(candidates, question.max_drop)

@@ -3,13 +3,13 @@
 `toolchain.scores` measures by any protocol; here outputs are kept, so that several localizers can be compared.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.agreement import snr_db
 from toolchain.boxes import PROTOCOL, box_from_map, iou
 from toolchain.curve import Curves, Part, curves_from_parts
 from toolchain.data.dataset import DataSet, Sample
@@ -178,18 +178,6 @@ def output_error(outputs: Outputs, reference: Outputs, tau: float) -> OutputErro
         box_agreement=100 * float(np.mean(agreement)),
         top1_agreement=100 * float(same_class.mean()),
     )
-
-
-def snr_db(values: Floats, reference: Floats) -> float:
-    """`10 log10(sum reference^2 / sum (reference - values)^2)`; infinity where they are equal.
-
-    Minus infinity where the reference is zero throughout and the values are not.
-    """
-    signal = float(np.square(reference, dtype=np.float64).sum())
-    noise = float(np.square(reference.astype(np.float64) - values).sum())
-    if noise == 0 or signal == 0:
-        return math.inf if noise == 0 else -math.inf
-    return 10 * math.log10(signal / noise)
 
 
 def _centred(logits: Floats) -> Floats:

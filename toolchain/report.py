@@ -69,7 +69,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class LatencyRow:
-    """One session at one batch size; `speed` is how many times as fast as the baseline: overall, lowest, highest."""
+    """One session at one batch size; `speed` is how many times as fast as the baseline, with its 95 % interval."""
 
     batch: int
     name: str
@@ -189,9 +189,9 @@ def _speed(rows: tuple[LatencyRow, ...], place: str) -> Claim:
 
 def _pace(row: LatencyRow, baseline: str) -> str:
     value, low, high = row.speed
-    spread = f"{low:.2f} to {high:.2f} over the rounds"
+    spread = f"{low:.2f} to {high:.2f} at 95 %"
     if value > 1 + EVEN:
-        sure = "" if low > 1 else ", so not in every round"
+        sure = "" if low > 1 else ", so not beyond noise"
         return f"runs {value:.2f}{TIMES} as fast as {baseline} at batch {row.batch} ({spread}{sure})"
     if value < 1 / (1 + EVEN):
         return f"is slower than {baseline} at batch {row.batch}: {value:.2f}{TIMES} its speed ({spread})"

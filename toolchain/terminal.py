@@ -50,19 +50,22 @@ def scores_table(found: Scores) -> None:
 
 def latency_table(latency: Mapping[str, Any]) -> None:
     """`Benchmark.as_dict`, one line for each batch size and file."""
-    rows = []
-    for size, row in latency["batches"].items():
-        for name, found in row.items():
-            timings, ratio = found["timings"], found["ratio"]
-            figures = [f"{timings[key]:.2f}" for key in ("median", "p95", "p99")] + [
-                f"{found['images_per_second']:.1f}"
-            ]
-            against = f"{ratio['value']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
-            problems = "; ".join(found["problems"])
-            rows.append([size, name, *figures, "" if name == latency["baseline"] else against, problems])
-    columns = ["batch", "file", "median ms", "p95", "p99", "images/s", f"time / {latency['baseline']}", "problems"]
-    used = [k for k in range(len(columns)) if k < 7 or any(row[k] for row in rows)]
-    table("", [columns[k] for k in used], [[row[k] for k in used] for row in rows])
+    from toolchain import benchmark_tables
+
+    table(*benchmark_tables.comparison(latency))
+
+
+def benchmark_tables(latency: Mapping[str, Any]) -> None:
+    """The same, then every figure by trtexec's names, what held while it was measured, and what NVML counted."""
+    from toolchain import benchmark_tables
+
+    for drawn in (
+        benchmark_tables.comparison(latency),
+        benchmark_tables.figures(latency),
+        benchmark_tables.settings(latency),
+        benchmark_tables.gpu(latency),
+    ):
+        table(*drawn)
 
 
 def equalization_table(equalized: Sequence[Mapping[str, Any]]) -> None:

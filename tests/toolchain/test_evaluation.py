@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from engines.agreement import snr_db
 from toolchain.data.dataset import Sample
 from toolchain.errors import DataError, ModelError
-from toolchain.evaluation import Outputs, batches, choose_tau, collect_outputs, evaluate, output_error, snr_db
+from toolchain.evaluation import Outputs, batches, choose_tau, collect_outputs, evaluate, output_error
 from toolchain.preprocessing import Preprocessing
 
 PLAIN = Preprocessing(8, 8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
