@@ -15,14 +15,14 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from engines.backend import PLAIN, Availability, BuildOptions, Feeds, check_feeds
+from engines.backend import PLAIN, Availability, BuildOptions, Feeds, check_feeds, refuse_options
 from engines.onnx_graph import graph_from_onnx
 from engines.products import Product, products_of
 from engines.ran_products import Kernel
 from engines.sealing import KIND, opened, sealed, session_metadata
 from engines.timing import TimingOptions, Timings, refuse_gpu_options
 from toolchain.artifacts import Artifact, load, sidecar_of, writing
-from toolchain.errors import BackendError, UsageError
+from toolchain.errors import BackendError
 from toolchain.progress import Progress, silent
 
 FATAL = 4
@@ -106,9 +106,7 @@ class OnnxRuntimeBackend:
 
     def build(self, model: Path, output: Path, options: BuildOptions, progress: Progress = silent) -> Artifact:
         """Optimize offline. The file fits every CPU: what depends on this one is left to `open`."""
-        if options.targets or options.workspace is not None:
-            asked = f"target '{options.targets[0]}'" if options.targets else f"workspace {options.workspace}"
-            raise UsageError(f"ONNX Runtime builds for any CPU and takes no {asked}: leave it out.")
+        refuse_options(options, "ONNX Runtime", "it builds for any CPU and any shape; leave it out")
         products = products_of(graph_from_onnx(model))
         with writing(output) as temporary:
             settings = self._settings()
