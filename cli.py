@@ -577,7 +577,7 @@ def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
             "--optimization-level",
             type=int,
             metavar="0-5",
-            help="0: quick to build, 5: long search for fast kernels. Default: the builder's own.",
+            help="tensorrt: 0 is quick to build, 5 searches long for fast kernels. Default: the builder's own.",
         ),
         click.option(
             "--timing-cache", type=PATH, metavar="FILE", help="tensorrt: kernel timings, read and written back."

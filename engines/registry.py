@@ -11,6 +11,7 @@ from toolchain.errors import ArtifactError, chosen
 
 BACKENDS = {
     "onnxruntime": ("engines.onnxruntime", "OnnxRuntimeBackend"),
+    "tensorrt": ("engines.tensorrt", "TensorRTBackend"),
     "tensorrt-rtx": ("engines.tensorrt_rtx", "TensorRTRTXBackend"),
     "memory": ("engines.memory", "MemoryBackend"),
 }

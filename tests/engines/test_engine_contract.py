@@ -175,7 +175,7 @@ def test_open_engine_finds_the_backend_in_the_sidecar(model: Path, tmp_path: Pat
 
 
 def test_an_unknown_backend_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match=r"unknown backend 'tensorflow'.*onnxruntime, tensorrt-rtx, memory"):
+    with pytest.raises(UsageError, match=r"unknown backend 'tensorflow'.*onnxruntime, tensorrt, tensorrt-rtx, memory"):
         backend("tensorflow")
     assert [backend(name).name for name in BACKENDS] == list(BACKENDS)
 
