@@ -9,14 +9,18 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from engines.timing import TimingOptions, Timings
-from toolchain.artifacts import Artifact
-from toolchain.errors import BackendError, UsageError
+from toolchain.artifacts import Artifact, sha256_of
+from toolchain.errors import BackendError, UsageError, chosen
 from toolchain.progress import Progress, silent
 
 Feeds = Mapping[str, NDArray[Any]]
 """Input name -> array, batch first."""
 PLAIN = TimingOptions()
 """One call after the other, inputs and outputs on the host."""
+HIGHEST_LEVEL = 5
+"""Of `BuildOptions.optimization_level`."""
+HARDWARE_LEVELS = {"ampere-plus": "AMPERE_PLUS", "same-compute-capability": "SAME_COMPUTE_CAPABILITY"}
+"""Our word -> TensorRT's `HardwareCompatibilityLevel`."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +44,123 @@ class BatchProfile:
 
 
 @dataclass(frozen=True)
+class ShapeProfile:
+    """The shapes of one input that an engine accepts, and the one it is tuned for.
+
+    Raises:
+        UsageError: different ranks, or not `1 <= minimum <= optimum <= maximum` in every dimension.
+    """
+
+    minimum: tuple[int, ...]
+    optimum: tuple[int, ...]
+    maximum: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        shapes = (self.minimum, self.optimum, self.maximum)
+        ordered = all(1 <= low <= mid <= high for low, mid, high in zip(*shapes, strict=False))
+        if len({len(shape) for shape in shapes}) > 1 or not ordered:
+            raise UsageError(
+                f"Shape profile {'/'.join(shape_text(shape) for shape in shapes)} is out of order: give as many "
+                "dimensions to each, and minimum <= optimum <= maximum, all at least 1."
+            )
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """`(1, 3, 224, 224)` as people write it: `1x3x224x224`."""
+    return "x".join(str(size) for size in shape)
+
+
+@dataclass(frozen=True)
 class BuildOptions:
-    """What a build is asked for. A backend refuses an option that it cannot honour.
+    """What a build is asked for. A backend refuses an option that it cannot honour; see `refuse_options`.
 
     Attributes:
         targets: GPU architectures such as `sm89`; empty: whatever the builder calls portable.
         workspace: scratch memory limit in bytes; None: the builder's own.
         batch: batch sizes of the engine, where the model's batch is dynamic.
+        shapes: input -> its shapes, in place of `batch`, for a model with other dynamic dimensions.
+        optimization_level: 0 (quick to build) to 5 (long search); None: the builder's own.
+        timing_cache: file of kernel timings, read if it is there and written back.
+        version_compatible: the engine runs in later versions of its runtime, too.
+        hardware_compatibility: `none` or one of `HARDWARE_LEVELS`: on which GPUs other than the builder's it runs.
+        calibration_cache: file of ranges for implicit INT8, as `lctr quantize --cache` writes it.
         metadata: carried into the engine's sidecar unread (preprocessing, class names, tau); JSON values.
+
+    Raises:
+        UsageError: no such optimization level or hardware compatibility.
     """
 
     targets: tuple[str, ...] = ()
     workspace: int | None = None
     batch: BatchProfile = field(default_factory=BatchProfile)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    shapes: Mapping[str, ShapeProfile] = field(default_factory=dict)
+    optimization_level: int | None = None
+    timing_cache: Path | None = None
+    version_compatible: bool = False
+    hardware_compatibility: str = "none"
+    calibration_cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= HIGHEST_LEVEL:
+            raise UsageError(
+                f"There is no optimization level {self.optimization_level}: give 0 (quick) to {HIGHEST_LEVEL} (long)."
+            )
+        if self.hardware_compatibility != "none":
+            chosen("hardware compatibility", self.hardware_compatibility, {"none": None, **HARDWARE_LEVELS})
 
     def parameters(self) -> dict[str, Any]:
-        """What shapes the engine, as the sidecar records it."""
-        batch = [self.batch.minimum, self.batch.optimum, self.batch.maximum]
-        return {"targets": list(self.targets), "workspace": self.workspace, "batch": batch}
+        """What shapes the engine, as the sidecar records it: files by name, and by hash where their content counts.
+
+        Raises:
+            ArtifactError: the calibration cache cannot be read.
+        """
+        cache = self.calibration_cache
+        return {
+            "targets": list(self.targets),
+            "workspace": self.workspace,
+            "batch": None if self.shapes else [self.batch.minimum, self.batch.optimum, self.batch.maximum],
+            "shapes": {n: [list(p.minimum), list(p.optimum), list(p.maximum)] for n, p in self.shapes.items()},
+            "optimization_level": self.optimization_level,
+            # Not its content: every build adds to it.
+            "timing_cache": self.timing_cache.name if self.timing_cache else None,
+            "version_compatible": self.version_compatible,
+            "hardware_compatibility": self.hardware_compatibility,
+            "calibration_cache": {"name": cache.name, "sha256": sha256_of(cache)} if cache else None,
+        }
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """Field -> what was asked for, in words; fields that a backend may be unable to honour, where they are set."""
+        words = {
+            "targets": f"target '{', '.join(self.targets)}'",
+            "workspace": f"workspace {self.workspace}",
+            "shapes": f"shape profile of '{', '.join(self.shapes)}'",
+            "optimization_level": f"optimization level {self.optimization_level}",
+            "timing_cache": f"timing cache {self.timing_cache}",
+            "version_compatible": "version compatibility",
+            "hardware_compatibility": f"hardware compatibility '{self.hardware_compatibility}'",
+            "calibration_cache": f"calibration cache {self.calibration_cache}",
+        }
+        plain = BuildOptions()
+        return {name: text for name, text in words.items() if getattr(self, name) != getattr(plain, name)}
+
+
+def refuse_options(options: BuildOptions, builder: str, reasons: Mapping[str, str] | str) -> None:
+    """Refuse what a builder cannot honour.
+
+    Args:
+        options: what was asked for.
+        builder: what the message calls it.
+        reasons: field of `BuildOptions.asked` -> why not, and what to do; a string: of every field.
+
+    Raises:
+        UsageError: an option with a reason is set.
+    """
+    for name, words in options.asked.items():
+        reason = reasons if isinstance(reasons, str) else reasons.get(name)
+        if reason:
+            raise UsageError(f"{builder} takes no {words}: {reason}.")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from engines.coverage import require
 from engines.inspect import inspect
 from engines.registry import backend
 from engines.sealing import built
+from engines.tensorrt_origin import is_for_another_gpu
 from toolchain.artifacts import Artifact, read_sidecar, sidecar_of, writing
 from toolchain.errors import UsageError
 from toolchain.progress import Progress, silent
@@ -53,7 +54,8 @@ def build(
         least = MIN_COVERAGE if min_coverage is None else min_coverage
         require(inspect(artifact.path), str(output), least, every_attention=every_attention)
 
-    if found := built(model, output, backend_name, options):
+    found = built(model, output, builder.name, options)
+    if found and not is_for_another_gpu(found):
         hold(found)
         return found, True
     with writing(output) as temporary:

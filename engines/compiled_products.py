@@ -1,4 +1,4 @@
-"""From ONNX products and a TensorRT-RTX layer listing to what each product was compiled to.
+"""From ONNX products and a layer listing of TensorRT-RTX or TensorRT to what each product was compiled to.
 
 Rules, tried in this order for a product (measured on TensorRT-RTX 1.7.1):
 1. A `gemm` or `correlation` layer that names the node multiplies its first input by its first constant (attention: by
@@ -197,13 +197,15 @@ def _bytes(dump: LayerDump | None) -> tuple[dict[str, int] | None, int | None, t
     odd = sorted({t.type for t in (*weights, *written) if t.type not in ELEMENT_BYTES})
     if odd:
         return None, None, (f"weight and activation bytes: the listing has elements of type {odd[0]}",)
+    untold = () if dump.constants_told else ("weight bytes: the listing names no weights",)
     totals = Counter[str]()
     for tensor in weights:
         totals[tensor.type] += _size(tensor)
+    known = dict(totals) if dump.constants_told else None
     if dynamic := sum(-1 in t.shape for t in written):
         why = f"{dynamic} of {len(written)} tensors have a dynamic size; build for one batch size to know"
-        return dict(totals), None, (f"activation bytes: {why}",)
-    return dict(totals), sum(_size(t) for t in written), ()
+        return known, None, (*untold, f"activation bytes: {why}")
+    return known, sum(_size(t) for t in written), untold
 
 
 def _size(tensor: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""The `Layers:` listing that a TensorRT-RTX builder logs at detailed verbosity, as data.
+"""The `Layers:` listing that a builder of TensorRT-RTX or TensorRT logs at detailed verbosity, as data.
 
     Layers:
     Name: fc1/MatMul_myl0_2, LayerType: gemm, Inputs: [ { Name: x, Dimensions: [-1,64], Strides: [64,1],
@@ -68,10 +68,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class LayerDump:
-    """All layers in execution order, and the lines of the listing that could not be read."""
+    """All layers in execution order.
+
+    Attributes:
+        layers: those that could be read.
+        unread: the text of the others.
+        constants_told: the listing names weights; an engine inspector's may not.
+    """
 
     layers: tuple[Layer, ...]
     unread: tuple[str, ...] = ()
+    constants_told: bool = True
 
     @property
     def kernels(self) -> tuple[Layer, ...]:

@@ -10,14 +10,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from engines.backend import PLAIN, Availability, BuildOptions, Feeds, check_feeds
+from engines.backend import PLAIN, Availability, BuildOptions, Feeds, check_feeds, refuse_options
 from engines.feeds import closed
 from engines.host_timing import timed_on_host
 from engines.onnx_graph import graph_from_onnx
 from engines.sealing import opened, sealed, session_metadata
 from engines.timing import TimingOptions, Timings
 from toolchain.artifacts import Artifact, writing
-from toolchain.errors import BackendError, UsageError
+from toolchain.errors import BackendError
 from toolchain.progress import Progress, silent
 
 Function = Callable[[Feeds], dict[str, NDArray[Any]]]
@@ -82,8 +82,7 @@ class MemoryBackend:
 
     def build(self, model: Path, output: Path, options: BuildOptions, progress: Progress = silent) -> Artifact:
         """Check that `model` is ONNX and write the names down."""
-        if options.targets:
-            raise UsageError(f"The memory backend has no target '{options.targets[0]}': leave targets out.")
+        refuse_options(options, "The memory backend", "it compiles nothing; leave it out")
         graph_from_onnx(model)
         with writing(output) as temporary:
             temporary.write_text(json.dumps({"inputs": self.inputs, "outputs": self.outputs}))

@@ -12,7 +12,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from engines.backend import Availability, BuildOptions
+from engines.backend import Availability, BuildOptions, refuse_options
 from engines.onnx_graph import graph_from_onnx
 from engines.onnxruntime_session import (
     CPU,
@@ -26,7 +26,7 @@ from engines.products import Product, products_of
 from engines.ran_products import Kernel
 from engines.sealing import KIND, opened, sealed, session_metadata
 from toolchain.artifacts import Artifact, gpu_description, load, sidecar_of, writing
-from toolchain.errors import BackendError, UsageError
+from toolchain.errors import BackendError
 from toolchain.progress import Progress, silent
 
 FATAL = 4
@@ -63,11 +63,7 @@ class OnnxRuntimeBackend:
 
     def build(self, model: Path, output: Path, options: BuildOptions, progress: Progress = silent) -> Artifact:
         """Optimize offline. The CPU's file fits every CPU: what depends on this one is left to `open`."""
-        if options.targets or options.workspace is not None:
-            asked = f"target '{options.targets[0]}'" if options.targets else f"workspace {options.workspace}"
-            raise UsageError(
-                f"ONNX Runtime optimizes files for no GPU in particular and takes no {asked}: leave it out."
-            )
+        refuse_options(options, "ONNX Runtime", "it optimizes files for no GPU in particular; leave it out")
         if self.provider == TENSORRT:
             raise BackendError(f"{model} is not built: {self._builds_nothing()}")
         products = products_of(graph_from_onnx(model))

@@ -41,6 +41,7 @@ BACKENDS = {
         "TorchBackend",
         variants={"mode": ("eager", "compile"), "device": ("cpu", "cuda"), "precision": ("fp32", "fp16")},
     ),
+    "tensorrt": Entry("engines.tensorrt", "TensorRTBackend"),
     "tensorrt-rtx": Entry("engines.tensorrt_rtx", "TensorRTRTXBackend"),
     "memory": Entry("engines.memory", "MemoryBackend"),
 }

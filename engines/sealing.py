@@ -11,7 +11,7 @@ from toolchain.artifacts import Artifact, code_version, load, reusable, seal
 from toolchain.errors import BackendError
 
 KIND = "engine"
-OURS = ("backend", "compiled", "products")
+OURS = ("backend", "built_for", "compiled", "products")
 """Sidecar metadata that `engines` writes; everything else came with `BuildOptions.metadata`."""
 
 

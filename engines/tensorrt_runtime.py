@@ -27,6 +27,9 @@ class Runtime:
         self._cache_path = cache
         try:
             self._runtime = trt.Runtime(self._logger)
+            # A version-compatible engine brings its own runtime along; ours are opened only with their hash intact.
+            if hasattr(self._runtime, "engine_host_code_allowed"):
+                self._runtime.engine_host_code_allowed = True
             self.engine = self._runtime.deserialize_cuda_engine(content)
         except Exception as error:  # The vendor's exceptions have no common base below Exception.
             raise self.refused(f"refuses {source}", str(error)) from error

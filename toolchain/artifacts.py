@@ -23,7 +23,10 @@ from toolchain import __version__
 from toolchain.errors import ArtifactError
 
 SCHEMA_VERSION = 1
-RECORDED_PACKAGES = ("torch", "onnx", "onnxruntime", "tensorrt_rtx_cu13", "numpy", "polygraphy")
+RECORDED_PACKAGES = (
+    *("torch", "onnx", "onnxruntime", "numpy", "polygraphy"),
+    *("tensorrt_rtx_cu13", "tensorrt_cu13", "tensorrt_cu12", "tensorrt"),
+)
 
 
 @dataclass(frozen=True)

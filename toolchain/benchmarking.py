@@ -14,13 +14,13 @@ from engines.backend import Session
 from engines.benchmark import Benchmark, Settings, benchmark
 from engines.caveats import busy_cpu
 from engines.nvml import Absent, Gpu, opened_gpu
-from engines.registry import file_and_backend, open_engine
+from engines.registry import file_and_backend
 from toolchain.artifacts import identity, machine, size_of, versions, writing
 from toolchain.comparison import FEEDS, Accuracy, accuracies, feeds_from_images
 from toolchain.data.sources import open_data
 from toolchain.errors import BackendUnavailable, UsageError
 from toolchain.gates import Gates, Judgement, check_outputs, judged
-from toolchain.localizer import localizer_from_session
+from toolchain.localizer import localizer_from_session, open_session
 from toolchain.progress import Step, unwatched
 
 SCHEMA_VERSION = 1
@@ -134,7 +134,7 @@ def compared(question: Question, step: Step = unwatched) -> Compared:
         gpu = stack.enter_context(opened_gpu())
         _require_energy(question.gates, gpu)
         sessions = {
-            name: stack.enter_context(open_engine(*file_and_backend(text)))
+            name: stack.enter_context(open_session(*file_and_backend(text)))
             for name, text in question.contenders.items()
         }
         latency = _latency(question, sessions, gpu, step)

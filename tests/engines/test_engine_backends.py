@@ -1,5 +1,6 @@
 """What belongs to one backend alone: its errors, what it loads, what it says of a machine."""
 
+import json
 import os
 import re
 import subprocess
@@ -18,8 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_localizer import IMAGE, OUTPUTS, reference, written
 from tiny_localizer import images as tiny_images
 
-from engines import tensorrt_rtx, torch_runtime
-from engines.backend import BuildOptions, Feeds
+from engines import tensorrt_api, torch_runtime
+from engines.backend import Availability, BuildOptions, Feeds, ShapeProfile
 from engines.memory import MemoryBackend, MemorySession
 from engines.onnxruntime import OnnxRuntimeBackend
 from engines.onnxruntime_session import BoundCall, require_provider
@@ -27,14 +28,16 @@ from engines.registry import backend, open_engine
 from engines.sealing import built
 from engines.tensorrt_rtx import TensorRTRTXBackend
 from engines.torch_runtime import TorchBackend
-from toolchain.artifacts import seal
+from toolchain.artifacts import gpu_description, seal, sidecar_of
 from toolchain.errors import ArtifactError, BackendError, BackendUnavailable, UsageError
+
+L4 = "NVIDIA L4, 8.9, 570.1"
 
 
 def test_importing_engines_loads_no_training_stack_and_no_gpu_runtime() -> None:
     code = (
         "import sys, engines.backend, engines.registry, engines.benchmark, engines.inspect, engines.memory\n"
-        "import engines.tensorrt_rtx, engines.onnxruntime\n"
+        "import engines.tensorrt, engines.tensorrt_rtx, engines.onnxruntime\n"
         "for name in engines.registry.BACKENDS: engines.registry.backend(name).availability()\n"
         "print(sorted({'torch', 'onnx', 'safetensors', 'tensorrt_rtx', 'tensorrt', 'cuda'} & set(sys.modules)))"
     )
@@ -223,35 +226,109 @@ def test_memory_lets_go_of_its_function() -> None:
     ("gpu", "reason"),
     [
         (None, "no NVIDIA GPU"),
-        ("NVIDIA H100 80GB HBM3, 9.0, 570.1", r"not support NVIDIA H100 80GB HBM3 \(SM90\): .*TensorRT instead"),
-        ("NVIDIA L4, 8.9, 570.1", "no GPU runtime for NVIDIA L4"),
+        ("NVIDIA H100 80GB HBM3, 9.0, 570.1", r"not support NVIDIA H100 80GB HBM3 \(SM90\): .*--backend tensorrt\."),
         ("a line that nobody foresaw", "does not support"),
     ],
 )
 def test_rtx_says_why_it_does_not_run_here(monkeypatch: pytest.MonkeyPatch, gpu: str | None, reason: str) -> None:
-    monkeypatch.setattr(tensorrt_rtx, "gpu_description", lambda: gpu)
+    monkeypatch.setattr(tensorrt_api, "gpu_description", lambda: gpu)
     available = TensorRTRTXBackend().availability()
     assert available.build
     assert not available.run
     assert re.search(reason, available.reason)
 
 
+def test_rtx_runs_on_a_gpu_that_it_supports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_api, "gpu_description", lambda: L4)
+    assert TensorRTRTXBackend().availability() == Availability(build=True, run=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {},
+            r"engine does not run here \(Error reading CUDA .+\): update the driver, or build it again with `lctr",
+        ),
+        (
+            {"version": "1.0.0.1"},
+            r"built for TensorRT-RTX 1\.0\.0\.1, and this is TensorRT-RTX 1\..* on NVIDIA L4 \(SM89\)",
+        ),
+    ],
+)
+def test_rtx_an_engine_is_refused_before_it_is_deserialized(
+    monkeypatch: pytest.MonkeyPatch,
+    write_transformer: Callable[..., Path],
+    tmp_path: Path,
+    change: dict[str, str],
+    message: str,
+) -> None:
+    """The real runtime, which finds no driver behind the GPU that it is told of."""
+    if gpu_description() is not None:
+        pytest.skip("this machine has a driver")
+    monkeypatch.setattr(tensorrt_api, "gpu_description", lambda: None)
+    engine = TensorRTRTXBackend().build(write_transformer(), tmp_path / "a.engine", BuildOptions()).path
+    record = json.loads(sidecar_of(engine).read_text())
+    record["metadata"]["built_for"].update(change)
+    sidecar_of(engine).write_text(json.dumps(record))
+    monkeypatch.setattr(tensorrt_api, "gpu_description", lambda: L4)
+    with pytest.raises(BackendError, match=message):
+        TensorRTRTXBackend().open(engine)
+
+
+def test_rtx_an_engine_for_other_targets_is_refused_with_the_command_for_this_gpu(
+    monkeypatch: pytest.MonkeyPatch, write_transformer: Callable[..., Path], tmp_path: Path
+) -> None:
+    options = BuildOptions(targets=("sm80", "SM120"))
+    engine = TensorRTRTXBackend().build(write_transformer(), tmp_path / "a.engine", options).path
+    monkeypatch.setattr(tensorrt_api, "gpu_description", lambda: L4)
+    command = f"`lctr build model.onnx --backend tensorrt-rtx --target sm89 -o {engine}`"
+    with pytest.raises(BackendError, match=f"on SM80, SM120, and this is .*: build it again with {command}"):
+        TensorRTRTXBackend().open(engine)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"timing_cache": Path("k.cache")},
+            r"TensorRT-RTX takes no timing cache k\.cache: it would accept one and not",
+        ),
+        ({"optimization_level": 5}, "no optimization level 5: its engines are the same at every level"),
+        ({"version_compatible": True}, "no version compatibility: its engines run in the release that built them"),
+        ({"hardware_compatibility": "ampere-plus"}, "no hardware compatibility 'ampere-plus': .* with --target"),
+        ({"calibration_cache": Path("c.cache")}, r"no calibration cache c\.cache: .* Q/DQ with `lctr quantize`"),
+    ],
+)
+def test_rtx_refuses_what_it_cannot_honour(
+    write_transformer: Callable[..., Path], tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        TensorRTRTXBackend().build(write_transformer(), tmp_path / "a", BuildOptions(**options))
+
+
 def test_rtx_without_its_package_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, write_transformer: Callable[..., Path], tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    monkeypatch.setattr(tensorrt_rtx, "find_spec", lambda name: None)
+    monkeypatch.setattr(tensorrt_api, "find_spec", lambda name: None)
     assert TensorRTRTXBackend().availability().build is False
     with pytest.raises(BackendUnavailable, match=r"install lctr\[rtx\]"):
         TensorRTRTXBackend().build(write_transformer(), tmp_path / "a", BuildOptions())
 
 
-def test_rtx_a_size_other_than_the_batch_may_not_be_dynamic(tmp_path: Path) -> None:
+def test_rtx_a_dynamic_size_other_than_the_batch_needs_shapes(tmp_path: Path) -> None:
     info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["B", "N"]) for n in "xy"]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", info[:1], info[1:])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
-    with pytest.raises(BackendError, match=r"'x' of .*m\.onnx is \[-1, -1\]: export it with the batch alone dynamic"):
+    with pytest.raises(
+        UsageError, match=r"'x' of .*m\.onnx is \[-1, -1\], and no shape is stated for it: add it to --min"
+    ):
         TensorRTRTXBackend().build(tmp_path / "m.onnx", tmp_path / "a", BuildOptions())
+    options = BuildOptions(shapes={"x": ShapeProfile((1, 2), (2, 4), (4, 8))})
+    assert TensorRTRTXBackend().build(tmp_path / "m.onnx", tmp_path / "a", options).parameters["shapes"] == {
+        "x": [[1, 2], [2, 4], [4, 8]]
+    }
 
 
 def test_rtx_builds_in_silence(

@@ -369,7 +369,7 @@ def test_an_engine_asks_for_the_version_that_built_it(
 def test_every_backend_is_packaged_or_ours_alone() -> None:
     from toolchain.packaging.source import RUNTIMES
 
-    assert set(BACKENDS) - set(RUNTIMES) == {"memory"}
+    assert set(BACKENDS) - set(RUNTIMES) == {"memory", "torch"}
 
 
 def test_a_package_is_written_once_and_never_over_somebody_s_files(exported: Path, tmp_path: Path) -> None:

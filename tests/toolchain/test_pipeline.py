@@ -37,7 +37,8 @@ def test_every_artifact_is_sealed_and_names_its_inputs(deployed: Deployed) -> No
 
 def test_all_arms_are_measured_on_the_same_images(deployed: Deployed) -> None:
     arms = deployed.record["arms"]
-    assert [arm["name"] for arm in arms] == ["FP32", "INT8, FDDA", "INT8, FDDA, FP16 base", "INT8, noise", "INT8, real images"]
+    arms_made = ["FP32", "INT8, FDDA", "INT8, FDDA, FP16 base", "INT8, noise", "INT8, real images"]
+    assert [arm["name"] for arm in arms] == arms_made
     assert {arm["evaluation"]["images"] for arm in arms} == {60}
     assert len({arm["evaluation"]["tau"] for arm in arms}) == 1
     assert arms[0]["error"] is None

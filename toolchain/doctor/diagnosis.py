@@ -12,7 +12,7 @@ from toolchain.doctor.finding import Finding
 from toolchain.doctor.machine import hardware
 from toolchain.errors import BackendUnavailable, chosen
 
-RUNTIMES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "torch": "torch", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 """Backend -> the finding of what it loads."""
 LOOKS = (runtimes.tensorrt, runtimes.tensorrt_rtx, runtimes.cuda, runtimes.torch, runtimes.onnxruntime)
 
