@@ -192,7 +192,7 @@ def test_it_loads_nothing_that_could_break_it(site: Path) -> None:
 
 def test_a_purpose_that_cannot_work_exits_with_1(site: Path) -> None:
     quick(site)
-    for module in ("tensorrt", "tensorrt_rtx"):
+    for module in ("tensorrt", "tensorrt_rtx", "torch"):
         plant(site, module, "raise RuntimeError('half an installation')\n")
     (site / "onnxruntime.py").write_text("raise RuntimeError('half an installation')\n")
     told = lctr("doctor", "--for", "benchmark")
