@@ -5,7 +5,7 @@
 lctr-small with 1000 classes at batch 1, 8 and 32, all forms in FP16: the forward as published and our plain model, both
 eager; our deployment graph eager, compiled by Inductor, and replayed as one captured CUDA graph. The forward as
 published is there in FP32, too, as it was released. All run in one process on the same weights and images, interleaved;
-how many times as fast is a ratio of medians, with its range over the rounds. Calls are timed by CUDA events, transfers
+how many times as fast is a ratio of medians, with its 95 % interval. Calls are timed by CUDA events, transfers
 included. Outputs are compared first: FP32 exactly, FP16 within what FP16 holds.
 
 `--device cpu --preset lctr-nano --quick` runs the same code where there is no GPU; there nothing is captured, and the
@@ -17,7 +17,7 @@ import copy
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from calib.image_set import noise
 from engines.backend import PLAIN, Feeds, Session
 from engines.benchmark import Benchmark, Settings, benchmark
+from engines.bootstrap import ratio_of_medians
 from engines.feeds import Input
 from engines.timing import TimingOptions, Timings
 from engines.torch_runtime import COMPILE, CUDA, EAGER, FP16, FP32, TorchBackend
@@ -207,18 +208,17 @@ def _require_near(outputs: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
                 sys.exit(f"'{output}' of {name} deviates by {error:.1e} of its largest value: nothing was timed.")
 
 
-def _speedups(measured: Benchmark) -> dict[str, dict[str, dict[str, float]]]:
-    """Batch size -> form -> how many times as fast as the released forward in FP16, with the range over the rounds."""
+def _speedups(measured: Benchmark) -> dict[str, dict[str, dict[str, Any]]]:
+    """Batch size -> form -> how many times as fast as the released forward in FP16, with the 95 % interval."""
     return {
         str(size): {
-            name: {"value": 1 / found.ratio.value, "low": 1 / found.ratio.high, "high": 1 / found.ratio.low}
-            for name, found in row.items()
+            name: asdict(ratio_of_medians(row[measured.baseline].rounds, found.rounds)) for name, found in row.items()
         }
         for size, row in measured.batches.items()
     }
 
 
-def _bounds(speedups: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[dict[str, Any]]:
+def _bounds(speedups: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
     found = {size: speedups[str(size)][CAPTURED]["value"] for size in BOUNDS if str(size) in speedups}
     return [
         {"batch": size, "times_as_fast": value, "bound": BOUNDS[size], "holds": value >= BOUNDS[size]}
@@ -232,7 +232,7 @@ def _tables(record: Mapping[str, Any]) -> str:
         for size, row in record["times_as_fast"].items()
         for name, found in row.items()
     ]
-    tables = [record["device"], markdown(("batch", "", "median, ms", "times as fast", "over the rounds"), rows)]
+    tables = [record["device"], markdown(("batch", "", "median, ms", "times as fast", "at 95 %"), rows)]
     if bounds := record.get("bounds"):
         reached = [
             [str(b["batch"]), f"{b['times_as_fast']:.2f}", f">= {b['bound']:g}", "yes" if b["holds"] else "no"]

@@ -114,7 +114,8 @@ def _training(model: Lctr, options: argparse.Namespace) -> dict[str, Any]:
             sys.exit(f"the losses {losses} differ: nothing was timed.")
     timed = benchmark(sessions, [[{"image": images}]], Settings(warmup=1, rounds=5, iterations=1)).as_dict()
     command = [sys.executable, __file__, "--preset", options.preset, "--classes", str(options.classes)]
-    command += ["--threads", str(options.threads), "--backbone", str(options.backbone)]
+    command += ["--threads", str(options.threads)]
+    command += ["--backbone", str(options.backbone)] if options.backbone else []
     memory = {
         name: int(subprocess.run([*command, "--memory-of", name], check=True, capture_output=True, text=True).stdout)
         for name in sessions

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engines.backend import Feeds
 from engines.memory import MemorySession
-from toolchain.model.checkpoint import load_start
+from toolchain.model.checkpoint import card_of, load_start
 from toolchain.model.lctr import Lctr
 from toolchain.model.presets import preset_named
 
@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--iterations", type=int, default=3)
-    parser.add_argument("--backbone", type=Path, default=FINETUNED, help="Random weights where it is not there.")
+    parser.add_argument("--backbone", type=Path, help=f"Default: {FINETUNED}, where it is there and of this preset.")
     parser.add_argument("-o", "--output", type=Path)
 
 
@@ -40,9 +40,12 @@ def model_from_options(options: argparse.Namespace) -> tuple[Lctr, str]:
     """
     torch.manual_seed(0)
     model = Lctr(preset_named(options.preset), options.classes).eval()
-    weights = f"random: {options.backbone} is not there"
-    if options.backbone.exists():
-        weights = f"{load_start(model, (), options.backbone)} of {options.backbone}, the rest random"
+    start = options.backbone
+    if start is None and FINETUNED.exists() and card_of(FINETUNED).preset == options.preset:
+        start = FINETUNED
+    weights = f"random: no {FINETUNED} of this preset"
+    if start is not None:
+        weights = f"{load_start(model, (), start)} of {start}, the rest random"
     print(f"Weights: {weights}.", file=sys.stderr)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto
 
 from exporters.placement import MOVEMENT
-from exporters.shapes import inferred
+from exporters.shape_inference import inferred
 from toolchain.errors import ModelError
 
 MOVES = (MOVEMENT - {"Cast"}) | {"Expand", "Gather", "Pad"}

@@ -34,7 +34,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from exporters.placement import AttentionSite, Constants, Left, Placement, Site, name_of
 from exporters.scales import activation_scale, bias_bound, channel_scales
-from exporters.shapes import check_whole, inferred
+from exporters.shape_inference import check_whole, inferred
 from toolchain.errors import ModelError
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from exporters.placement import SCOPE_KEY, module_of
-from exporters.shapes import check_whole
+from exporters.shape_inference import check_whole
 from toolchain.artifacts import versions
 from toolchain.errors import ModelError
 

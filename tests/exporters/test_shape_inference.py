@@ -7,7 +7,7 @@ from foreign_models import GEMM_WEIGHTS, GEMMS
 from onnx import TensorProto, helper
 from small_graphs import RPAM, RPAM_VALUES, attention, conv_net, graph, linear_stack
 
-from exporters.shapes import SMALL, check_whole, inferred
+from exporters.shape_inference import SMALL, check_whole, inferred
 
 
 def gemms():
