@@ -14,9 +14,6 @@ from torch import Tensor
 
 from calib.moments import Moments
 
-VARIANCE_FLOOR = 1e-3
-"""Share of a center's variance that a distorted one keeps at least: nothing is below 0, and at 0 a channel is dead."""
-
 
 def bns_loss(observed: Sequence[Moments], targets: Sequence[Moments]) -> Tensor:
     """`L_BNS = 1/L sum_l MSE(m_l, mean_l) + MSE(s_l, variance_l)` over all layers.
@@ -59,14 +56,13 @@ def distorted_loss(
 
 
 def distorted(center: Moments, spread: Moments, generator: torch.Generator) -> Moments:
-    """One draw of `N(center, spread^2)`; no variance falls under `VARIANCE_FLOOR` of the center's."""
+    """One draw of `N(center, spread^2)`; a variance below 0, which no image can have, becomes 0."""
 
     def draw(middle: Tensor, deviation: Tensor) -> Tensor:
         noise = torch.randn(middle.shape, generator=generator, dtype=middle.dtype).to(middle.device)
         return middle + deviation * noise
 
-    mean, variance = draw(center.mean, spread.mean), draw(center.variance, spread.variance)
-    return Moments(mean, torch.maximum(variance, VARIANCE_FLOOR * center.variance))
+    return Moments(draw(center.mean, spread.mean), draw(center.variance, spread.variance).clamp_min(0))
 
 
 def total_variation(images: Tensor) -> Tensor:
