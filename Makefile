@@ -35,6 +35,7 @@ check: .venv/.installed-dev
 
 bundled: .venv/.installed
 	$(BIN)/lctr train --preset lctr-nano --data shapes --images 40000 --epochs 10 --cutmix 0.4 -o $(BUNDLED)
+	$(BIN)/lctr train --preset lctr-nano --data shapes --cutmix 0 --guide 6 --guide-only -o $(BUNDLED)
 
 venv: .venv/.installed
 

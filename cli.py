@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from engines.backend import BuildOptions
     from engines.benchmark import Settings
     from toolchain.artifacts import Made
+    from toolchain.calibration import Stated
     from toolchain.findings import Stage
     from toolchain.gates import Gates
     from toolchain.scores import Scores
+    from toolchain.training.run import Trained
 
 TRAINING_STACK = {
     *("torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "polygraphy", "matplotlib", "jinja2"),
@@ -207,6 +209,10 @@ def deploy(
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--workers", type=int, help="Processes that augment ahead. Default: 0 on a CPU, up to 8 for a GPU.")
 @click.option("--tensorboard", type=PATH, metavar="DIR", help="Write TensorBoard's event files, too.")
+@click.option(
+    "--guide", type=int, metavar="EPOCHS", help="Then train a BatchNorm network, too, for `lctr synthesize --guide`."
+)
+@click.option("--guide-only", is_flag=True, help="That network alone, where the localizer OUTPUT is there already.")
 @_seed_option
 @_json_option
 def train(
@@ -221,6 +227,8 @@ def train(
     device: str,
     workers: int | None,
     tensorboard: Path | None,
+    guide: int | None,
+    guide_only: bool,
     as_json: bool,
     **changes: Any,
 ) -> None:
@@ -229,25 +237,45 @@ def train(
     Resumable: killed at any moment, the same command goes on from OUTPUT.state with the same numbers. Each epoch is a
     line of NAME.log.csv. Boxes are those of the validation images alone: they choose the box threshold, and with
     --keep best the weights. On several GPUs: torchrun --nproc-per-node N $(which lctr) train ...
+
+    --guide makes NAME.guide.safetensors and its statistics: a small classifier of the same images, which has the
+    BatchNorms that synthetic images are aligned with as published, and that a localizer lacks.
     """
     _require_suffix(output, ".safetensors")
     if freeze_backbone and train_blocks:
         raise UsageError(f"--freeze-backbone and --train-blocks {train_blocks} contradict each other: leave one out.")
-    from toolchain.stages import train
+    if guide_only and guide is None:
+        raise UsageError("--guide-only trains the guide alone, and says not how long: add --guide EPOCHS.")
+    from toolchain import stages
+    from toolchain.training.guide import GuideRun
     from toolchain.training.recipes import adjusted, recipe_name, recipe_named
     from toolchain.training.run import Run
 
     blocks = 0 if freeze_backbone else train_blocks
     recipe = adjusted(recipe_named(named or recipe_name(data, blocks)), train_blocks=blocks, **changes)
+    run = Run(preset, data, recipe, init, images, device, workers, tensorboard)
+    guide_run = GuideRun(run, guide) if guide is not None else None
     with terminal.steps() as step:
-        done = train(Run(preset, data, recipe, init, images, device, workers, tensorboard), output, step=step)
-    if done is None:
-        return
-    trained, made = done
+        done = None if guide_only else stages.train(run, output, step=step)
+        if done is None and not guide_only:
+            return
+        guided = stages.guide(guide_run, output, step=step) if guide_run else ()
+    if done:
+        _say_trained(output, init, *done, guided, as_json)
+    elif as_json:
+        _print_json(_guide_record(guided))
+    for made in () if as_json else guided:
+        _say_made(made)
+
+
+def _say_trained(
+    output: Path, init: Path | None, trained: Trained, made: Made, guided: Sequence[Made], as_json: bool
+) -> None:
     validated = trained.validated
     if as_json:
         record = {"path": str(output), "statistics": str(made.artifact.path), "started": trained.started}
-        _print_json({**record, "validation": _fields(validated.evaluation), **_kept(_fields(validated), "top1", "tau")})
+        judged = {"validation": _fields(validated.evaluation), **_kept(_fields(validated), "top1", "tau")}
+        _print_json({**record, **judged, **({"guide": _guide_record(guided)} if guided else {})})
         return
     if trained.started:
         click.echo(f"Started from the {trained.started} of {init}.")
@@ -297,23 +325,57 @@ def import_(checkpoint: Path, output: Path, class_names: Path | None, tau: float
     click.echo(f"Unchanged: reused.\n{output}" if reused else output)
 
 
+def _guide_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What names a guide; `toolchain.teachers` says what goes together."""
+    options = [
+        click.option(
+            "--guide",
+            metavar="FILE|MODULE:FACTORY",
+            help="A BatchNorm network in MODEL's place: NAME.guide.safetensors of `lctr train --guide`, or a "
+            "package.module:factory that returns any nn.Module. This imports and runs that module's code.",
+        ),
+        click.option("--num-classes", type=int, help="Of a factory's network, where no MODEL says it, as all below."),
+        click.option("--image-size", type=int, metavar="PIXELS", help="Side of its input."),
+        click.option("--mean", nargs=3, type=float, metavar="R G B", help="Its normalization, of pixels in [0, 1]."),
+        click.option("--std", nargs=3, type=float, metavar="R G B", help="Likewise."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @main.command()
-@click.argument("model", type=PATH)
+@click.argument("model", type=PATH, required=False)
 @_data_option(None)
-@_output_option("Default: beside the model, NAME.statistics.safetensors.", "")
+@_output_option("Default: beside the model or guide, NAME.statistics.safetensors.", "")
 @click.option("--images", type=int, help="Training images. Default: all.")
 @click.option("--min-images", default=8, show_default=True, help="Fewest images that a class center is made of.")
-def statistics(model: Path, data: str, output: Path, images: int | None, min_images: int) -> None:
-    """Take the token statistics of MODEL: class centers and global moments, never an image.
+@_guide_options
+def statistics(
+    model: Path | None,
+    data: str,
+    output: Path,
+    images: int | None,
+    min_images: int,
+    guide: str | None,
+    num_classes: int | None,
+    **stated: Any,
+) -> None:
+    """Take the statistics of MODEL, or of a guide: class centers and global moments, never an image.
 
-    Run it where the training images are; its result is all that has to leave that place.
+    Run it where the training images are; its result is all that has to leave that place. Of MODEL they are taken of
+    the tokens, in layers chosen by how well they separate the classes; of a guide, at the inputs of its BatchNorms.
     """
-    from toolchain.stages import statistics, statistics_of
+    from toolchain.stages import statistics
+    from toolchain.teachers import teacher_named
 
-    target = statistics_of(model) if output == Path() else output
+    known = teacher_named(model, guide, _stated(**stated), num_classes)
+    target = known.statistics if output == Path() else output
+    if target is None:
+        raise UsageError(f"--guide {guide} is no file that statistics could stand beside: name one with --output.")
     _require_suffix(target, ".safetensors")
     with terminal.steps() as step:
-        made = statistics(model, data, target, images=images, min_images=min_images, progress=step("statistics"))
+        made = statistics(known, data, target, images=images, min_images=min_images, progress=step("statistics"))
     facts = made.artifact.metadata
     classes, layers = len(facts["population"]["classes"]), len(facts["center_layers"])
     click.echo(f"{classes} class centers in {layers} layers.")
@@ -321,31 +383,64 @@ def statistics(model: Path, data: str, output: Path, images: int | None, min_ima
 
 
 @main.command()
-@click.argument("model", type=PATH)
-@click.option("--statistics", "bundle", type=PATH, help="Default: those beside the model.")
+@click.argument("model", type=PATH, required=False)
+@click.option("--method", default="fdda", show_default=True, metavar="NAME", help="fdda, psaq or noise.")
+@click.option(
+    "--preset", default="fast", show_default=True, metavar="NAME", help="fast: to calibrate; paper: as published."
+)
+@click.option("--statistics", "bundle", type=PATH, help="Default: those beside the model or guide file.")
 @click.option("--no-statistics", is_flag=True, help="Do without, where nobody has them; the images are worse.")
 @click.option("--count", default=256, show_default=True, help="Images.")
-@click.option("--steps", default=150, show_default=True, help="Training steps of the generator.")
+@click.option("--steps", type=int, help="Of the optimizer. Default: the preset's.")
 @_seed_option
 @_output_option("Folder of PNG files; preview and loss curves stand beside it.", "synthetic")
+@_guide_options
+@_json_option
 def synthesize(
-    model: Path, bundle: Path | None, no_statistics: bool, count: int, steps: int, seed: int, output: Path
+    model: Path | None,
+    bundle: Path | None,
+    no_statistics: bool,
+    output: Path,
+    guide: str | None,
+    num_classes: int | None,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    image_size: int | None,
+    as_json: bool,
+    **wanted: Any,
 ) -> None:
-    """Synthesize calibration images by FDDA, from MODEL and its statistics alone."""
-    from calib.image_set import losses_plot_of, preview_of
-    from toolchain.stages import statistics_of, synthetic
+    """Synthesize calibration images from a network and its statistics alone.
 
-    if no_statistics and bundle:
-        raise UsageError("--statistics and --no-statistics contradict each other: leave one out.")
-    used = None if no_statistics else bundle or statistics_of(model)
+    --method fdda trains a generator whose images show the statistics of MODEL's tokens; with --guide, those of a
+    network with BatchNorm, as published. A guide stands for MODEL, or for a network that is no localizer: then give
+    --num-classes, --image-size, --mean and --std. Without statistics a guide's own running statistics remain.
+
+    --method psaq changes pixels until MODEL's attention tells patches apart, and needs no statistics (PSAQ-ViT).
+    --method noise is what both must beat. Parts of a method that could not be had are said.
+    """
+    from calib.image_set import losses_plot_of, preview_of
+    from toolchain.requests import Request, bundle_for
+    from toolchain.stages import synthetic
+    from toolchain.teachers import teacher_named
+
+    request = Request(**wanted)
+    known = teacher_named(model, guide, _stated(mean, std, image_size), num_classes)
+    used = bundle_for(request, known, bundle, no_statistics)
     with terminal.steps() as step:
-        made = synthetic(model, used, output, count=count, steps=steps, seed=seed, progress=step("generator"))
+        made = synthetic(known, used, output, request, progress=step("images"))
     facts = made.artifact.metadata
+    if as_json:
+        kept = _kept(facts, "agreement", "deviation_ratio", "final_losses", "missing")
+        _print_json({"path": str(output), "reused": made.reused, **kept})
+        return
     for sentence in facts["missing"]:
         click.echo(f"Warning: {sentence}", err=True)
-    click.echo(f"The model agrees with {facts['agreement']:.0%} of the labels.")
+    if facts["agreement"] is not None:
+        click.echo(f"The model agrees with {facts['agreement']:.0%} of the labels.")
     _say_made(made)
-    click.echo(f"{preview_of(output)}\n{losses_plot_of(output)}")
+    for path in (preview_of(output), losses_plot_of(output)):
+        if path.exists():
+            click.echo(path)
 
 
 @main.command()
@@ -947,6 +1042,14 @@ def doctor(purpose: str | None, as_json: bool) -> None:
         require(found, purpose)
 
 
+def _stated(
+    mean: tuple[float, float, float] | None, std: tuple[float, float, float] | None, image_size: int | None
+) -> Stated:
+    from toolchain.calibration import Stated
+
+    return Stated(mean, std, image_size)
+
+
 def _require_suffix(path: Path, suffix: str) -> None:
     if path.suffix != suffix:
         raise UsageError(f"{path} does not end in {suffix}: name a {suffix} file.")
@@ -995,6 +1098,11 @@ def _gates_and_settings(
         timing=TimingOptions(transfers=not no_transfers, **timing),
     )
     return gates, settings
+
+
+def _guide_record(guided: Sequence[Made]) -> dict[str, Any]:
+    guide, statistics = (made.artifact for made in guided)
+    return {"path": str(guide.path), "statistics": str(statistics.path), **guide.metadata}
 
 
 def _write_overlay(png: bytes, folder: Path, image: Path) -> Path:

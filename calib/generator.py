@@ -1,21 +1,25 @@
 """The class-conditional generator: noise and a class in, an image of valid pixels out (arXiv:2109.04186; spec/fdda.md).
 
-As published but for the size (`fast` exists to calibrate on two CPU cores) and for the last BatchNorm, which learns a
-contrast per class here. The published one is not affine: once tanh saturates, hardly a pixel is then further than one
-deviation from the mean, and neither black nor white ever reaches the network.
+`PAPER` is the published one. `FAST` exists to calibrate on two CPU cores: smaller, and the last BatchNorm learns a
+contrast per class. The published one is not affine: once tanh saturates, hardly a pixel is then further than one
+deviation from the mean, and neither black nor white ever reaches the network. In both, and not in the release, what
+leaves the generator are pixels within black and white.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolchain.errors import chosen
+from calib.teacher import PerChannel
 
 CBN_EPS = 0.8
 LEAK = 0.2
+MEAN, STD = 0.5, 0.25
+"""Of the pixels of images, about, where a network's normalization says nothing of them: some only scale."""
+TELLING_MEANS, TELLING_STDS = (0.1, 0.9), (0.1, 0.5)
+"""Within these a normalization is taken for the mean and deviation of images."""
 
 
 @dataclass(frozen=True)
@@ -24,29 +28,20 @@ class GeneratorConfig:
 
     Attributes:
         latent: length of the noise vector z.
-        widths: channels of the start grid and after each convolution but the last. Every convolution follows an
-            up-sampling by two, so the start grid has side S / 2^len(widths).
+        widths: channels of the start grid and after each convolution but the last.
+        doublings: the first convolutions, each of which follows an up-sampling by two; the start grid has side
+            S / 2^doublings.
+        contrast: learn scale and shift of the colours per class, after the last convolution.
     """
 
-    latent: int = 100
-    widths: tuple[int, ...] = (64, 64, 32)
-
-    @property
-    def magnification(self) -> int:
-        """Side of the output over side of the start grid."""
-        return int(2 ** len(self.widths))
+    latent: int
+    widths: tuple[int, ...]
+    doublings: int
+    contrast: bool
 
 
-GENERATORS = {"fast": GeneratorConfig()}
-
-
-def generator_named(name: str) -> GeneratorConfig:
-    """The preset called `name`.
-
-    Raises:
-        UsageError: there is none.
-    """
-    return chosen("generator", name, GENERATORS)
+PAPER = GeneratorConfig(latent=100, widths=(128, 128, 64), doublings=2, contrast=False)
+FAST = GeneratorConfig(latent=100, widths=(64, 64, 32), doublings=3, contrast=True)
 
 
 class ConditionalBatchNorm(nn.Module):
@@ -84,19 +79,22 @@ class Generator(nn.Module):
 
     mean: Tensor
     std: Tensor
+    middle: Tensor
+    slope: Tensor
 
     def __init__(
         self,
         config: GeneratorConfig,
         num_classes: int,
         image_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: PerChannel,
+        std: PerChannel,
     ) -> None:
         super().__init__()
         self.image_size = image_size
+        self.doublings = config.doublings
         # Rounded up: what is too much is cut off at the end.
-        self.start = -(-image_size // config.magnification)
+        self.start = -(-image_size // 2**config.doublings)
         self.linear = nn.Linear(config.latent, config.widths[0] * self.start**2)
         outputs = (*config.widths[1:], 3)
         self.convolutions = nn.ModuleList(
@@ -106,9 +104,12 @@ class Generator(nn.Module):
             ConditionalBatchNorm(width, num_classes, CBN_EPS if stage else 1e-5)
             for stage, width in enumerate(config.widths)
         )
-        self.contrast = ConditionalBatchNorm(3, num_classes)
+        self.contrast = ConditionalBatchNorm(3, num_classes) if config.contrast else None
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+        middle, spread = zip(*(_colours(*channel) for channel in zip(mean, std, strict=True)), strict=True)
+        self.register_buffer("middle", torch.tensor(middle).view(3, 1, 1))
+        self.register_buffer("slope", torch.tensor(spread).view(3, 1, 1) / (self.middle * (1 - self.middle)))
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         """Images in which every pixel lies within black and white."""
@@ -117,19 +118,26 @@ class Generator(nn.Module):
             features = norm(features, labels)
             if stage:
                 features = F.leaky_relu(features, LEAK)
-            features = convolution(doubled(features))
-        images = self.contrast(torch.tanh(centre_cropped(features, self.image_size)), labels)
+            features = convolution(doubled(features) if stage < self.doublings else features)
+        colours = torch.tanh(centre_cropped(features, self.image_size))
+        images = self.contrast(colours, labels) if self.contrast else F.batch_norm(colours, None, None, training=True)
         normalized: Tensor = (self.pixels(images) - self.mean) / self.std
         return normalized
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Images in units of the normalization, 0 for `mean` and 1 for one `std`, as pixels in [0, 1].
+        """Images in units of their colours, 0 for the mean and 1 for one deviation, as pixels in [0, 1].
 
         A sigmoid with the value and slope of the affine map `mean + std * x` at x = 0. A clamp would agree with that
         map further out, but passes no gradient from a pixel beyond black or white, which then stays there.
         """
-        slope = self.std / (self.mean * (1 - self.mean))
-        return torch.sigmoid(torch.logit(self.mean) + slope * images)
+        return torch.sigmoid(torch.logit(self.middle) + self.slope * images)
+
+
+def _colours(mean: float, std: float) -> tuple[float, float]:
+    """Mean and deviation of a channel's pixels, as the network's normalization tells them, or else about."""
+    low, high = TELLING_MEANS
+    least, most = TELLING_STDS
+    return (mean, std) if low <= mean <= high and least <= std <= most else (MEAN, STD)
 
 
 def doubled(features: Tensor) -> Tensor:

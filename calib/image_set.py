@@ -1,7 +1,8 @@
 """Folders of calibration images: the synthetic set as an artifact, anybody's folder, and noise.
 
 A synthetic set is a folder of PNG files and nothing else, so that it reads like any other folder of images. What is
-*about* the set stands beside the folder: `NAME.json` (sidecar), `NAME.preview.png`, `NAME.losses.png`.
+*about* the set stands beside the folder: `NAME.json` (sidecar), `NAME.preview.png`, and `NAME.losses.png` where
+something was trained.
 """
 
 import math
@@ -43,7 +44,6 @@ def write(
     path: Path,
     class_names: Sequence[str],
     *,
-    seed: int,
     parameters: Mapping[str, Any] | None = None,
     inputs: Mapping[str, Path] | None = None,
     code: str = "",
@@ -52,31 +52,33 @@ def write(
 
     Args:
         synthetic: what `synthesize` returned.
-        path: of the folder; files become `0000_classname.png`.
+        path: of the folder; files become `0000_classname.png`, or `0000.png` where images are of no class.
         class_names: by class index.
-        seed: recorded.
-        parameters: of the command, recorded.
+        parameters: of the command, its seed among them, recorded.
         inputs: role -> file the images were made from (model, statistics), recorded by hash.
         code: version of the code, recorded.
 
     Raises:
         ArtifactError: the place cannot be written to.
     """
+    labels = None if synthetic.labels is None else synthetic.labels.tolist()
     with artifacts.writing(path, folder=True) as folder:
-        for index, (image, label) in enumerate(zip(synthetic.images, synthetic.labels, strict=True)):
-            name = "".join(c if c.isalnum() or c in "-." else "_" for c in class_names[label])
-            Image.fromarray(image).save(folder / f"{index:04d}_{name}.png")
+        for index, image in enumerate(synthetic.images):
+            suffix = "" if labels is None else "_" + _file_name(class_names[labels[index]])
+            Image.fromarray(image).save(folder / f"{index:04d}{suffix}.png")
     with artifacts.writing(preview_of(path)) as temporary:
         Image.fromarray(grid(synthetic.images[:PREVIEW_IMAGES])).save(temporary, "PNG")
-    with artifacts.writing(losses_plot_of(path)) as temporary:
-        _plot(synthetic.losses, temporary)
+    losses_plot_of(path).unlink(missing_ok=True)
+    if synthetic.losses:
+        with artifacts.writing(losses_plot_of(path)) as temporary:
+            _plot(synthetic.losses, temporary)
     return artifacts.seal(
         path,
         KIND,
-        parameters={**(parameters or {}), "seed": seed},
+        parameters=parameters,
         inputs=inputs,
         metadata={
-            "labels": synthetic.labels.tolist(),
+            "labels": labels,
             "class_names": list(class_names),
             "final_losses": final_losses(synthetic.losses),
             "agreement": synthetic.agreement,
@@ -180,9 +182,12 @@ def grid(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def final_losses(losses: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Mean of each term over the last steps at which it was computed."""
-    computed = {name: [value for value in values if not math.isnan(value)] for name, values in losses.items()}
-    return {name: float(np.mean(values[-SMOOTHED_STEPS:])) for name, values in computed.items()}
+    """Mean of each term over the last steps."""
+    return {name: float(np.mean(values[-SMOOTHED_STEPS:])) for name, values in losses.items()}
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in name)
 
 
 def _normal(random: np.random.Generator, count: int, size: int) -> NDArray[np.float32]:
@@ -204,9 +209,10 @@ def _plot(losses: Mapping[str, Sequence[float]], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
+    # An entropy that is maximized is a negative loss, which has no logarithm.
+    scale = "log" if min(map(min, losses.values())) > 0 else "linear"
+    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale=scale)
     for name, values in losses.items():
-        steps = [step for step, value in enumerate(values, 1) if not math.isnan(value)]
-        axes.plot(steps, [values[step - 1] for step in steps], label=name, linewidth=1)
+        axes.plot(range(1, 1 + len(values)), values, label=name, linewidth=1)
     axes.legend()
     figure.savefig(path, format="png", dpi=120)

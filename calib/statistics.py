@@ -1,7 +1,8 @@
-"""What leaves the place where the data may be: token statistics per class, never an image (spec/fdda.md, route 2).
+"""What leaves the place where the data may be: class statistics of a network's layers, never an image (spec/fdda.md).
 
-Per LayerNorm input: global moments, and for each class with enough images a center and the spread around it. One pass
-over the data, sums in float64, nothing kept per image.
+Per layer, a LayerNorm's input in a transformer and a BatchNorm's in a convolutional network: global moments, and for
+each class with enough images a center and the spread around it. One pass over the data, sums in float64, nothing kept
+per image.
 
 Two things would give single images away, and are refused. A center of a few images: it needs `min_images`. And the
 difference between the global sums and the centers: images of smaller classes enter the global moments only if there
@@ -10,7 +11,7 @@ are `min_images` of them together.
 
 import json
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from calib.tokens import Moments, frozen, image_moments, observing, scale_of
+from calib.moments import Moments, image_moments, scale_of
+from calib.observation import View, frozen, observing
+from calib.teacher import Teacher
 from toolchain import artifacts
 from toolchain.artifacts import Artifact
 from toolchain.errors import ArtifactError, DataError, ModelError, UsageError
@@ -31,6 +34,11 @@ HEADER = "lctr"
 """The one key of the safetensors header: several would be written in another order each time."""
 SEPARATION_SHARE = 0.5
 """Centers are kept for the layers whose class separation is at least this share of the best layer's."""
+RECOGNIZED_SHARE = 0.5
+"""Of a class's images that the network has to classify right for its center to guide anything."""
+
+Chooser = Callable[[Mapping[str, float]], tuple[str, ...]]
+"""Class separation by layer -> the layers that centers are kept for."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Centers:
     """One layer's class centers.
 
     Attributes:
-        center: per class, moments over all tokens of all its images, (K, D).
+        center: per class, moments over all positions of all its images, (K, D).
         spread: per class, standard deviation over its images of the image's mean and of the image's variance, (K, D).
     """
 
@@ -52,6 +60,8 @@ class Population:
 
     Attributes:
         counts: images per class, length C.
+        recognized: of those, the images that the network itself classified right, length C; None: nobody counted, as
+            in statistics of version 0.1.
         min_images: the fewest images a center is made of.
         classes: the K classes that have a center, ascending.
         pooled: classes with too few images for a center, counted in the global moments only.
@@ -59,21 +69,32 @@ class Population:
     """
 
     counts: tuple[int, ...]
+    recognized: tuple[int, ...] | None
     min_images: int
     classes: tuple[int, ...]
     pooled: tuple[int, ...]
     left_out: tuple[int, ...]
 
+    @property
+    def mistaken(self) -> tuple[int, ...]:
+        """Classes whose center is of images that the network takes for something else.
+
+        The published method leaves out the classes whose one center image the network gets wrong. A center of several
+        images is left out when it gets more than half of them wrong.
+        """
+        right = self.recognized or self.counts
+        return tuple(c for c in self.classes if right[c] < RECOGNIZED_SHARE * self.counts[c])
+
 
 @dataclass(frozen=True)
 class Statistics:
-    """Token statistics of one model on one data set.
+    """Statistics of one model on one data set.
 
     Attributes:
         population: who was counted.
         overall: layer -> global moments (D,), in the order the layers run.
         separation: layer -> `class_separation`; empty where fewer than two classes have a center.
-        centers: layer -> centers, for the layers chosen by `well_separated`.
+        centers: layer -> centers, for the layers that were chosen.
     """
 
     population: Population
@@ -83,22 +104,22 @@ class Statistics:
 
 
 def collect(
-    model: nn.Module,
-    layers: Sequence[str],
+    teacher: Teacher,
+    view: View,
     batches: Iterable[tuple[Tensor, Tensor]],
-    num_classes: int,
     *,
     min_images: int = 8,
+    chosen: Chooser | None = None,
     progress: Progress = silent,
 ) -> Statistics:
-    """Statistics of the patch tokens that reach `layers`.
+    """Statistics of what a view sees.
 
     Args:
-        model: called as `model(images)`; its result is not used.
-        layers: names of modules whose input is (B, 1+N, D), class token first.
+        teacher: the network that looks at the images.
+        view: where it is looked at.
         batches: images (B, 3, H, W) float32, normalized, and labels (B,) integer.
-        num_classes: C.
         min_images: the fewest images that a center, or the global moments of the smaller classes, may stand for.
+        chosen: which layers keep their centers; None: `well_separated`.
         progress: counts batches.
 
     Raises:
@@ -108,22 +129,25 @@ def collect(
     """
     if min_images < 2:
         raise UsageError(f"min_images is {min_images}, but a center of one image is that image: give at least 2.")
+    classes = teacher.num_classes
     sums: list[_Sums] = []
+    recognized = torch.zeros(classes, dtype=torch.int64)
     total = operator.length_hint(batches)
-    with frozen(model), torch.inference_mode(), observing(model, layers) as observation:
+    with frozen(teacher.model), torch.inference_mode(), observing(teacher.model, view) as observation:
         for done, (images, labels) in enumerate(batches, 1):
-            _check_labels(labels, num_classes)
-            model(images)
-            tokens = observation.take()
-            sums = sums or [_Sums(num_classes, t.shape[-1]) for t in tokens]
-            for layer_sums, layer_tokens in zip(sums, tokens, strict=True):
-                layer_sums.add(labels.cpu(), image_moments(layer_tokens.double()))
+            _check_labels(labels, classes)
+            recognized += labels[teacher.logits(images).argmax(1).cpu() == labels].bincount(minlength=classes)
+            seen = observation.take()
+            sums = sums or [_Sums(classes, positions.shape[-1]) for positions in seen]
+            for layer_sums, positions in zip(sums, seen, strict=True):
+                layer_sums.add(labels.cpu(), image_moments(positions.double()))
             progress(done, max(done, total))
-    counts = sums[0].count if sums else torch.zeros(num_classes, dtype=torch.float64)
-    for layer, layer_sums in zip(layers, sums, strict=bool(sums)):
+    counts = sums[0].count if sums else torch.zeros(classes, dtype=torch.float64)
+    for layer, layer_sums in zip(view.layers, sums, strict=bool(sums)):
         if not layer_sums.finite:
-            raise ModelError(f"module '{layer}' received infinite or undefined tokens: check the model's weights.")
-    return _summarize(_population(counts, min_images), dict(zip(layers, sums, strict=bool(sums))))
+            raise ModelError(f"module '{layer}' received infinite or undefined values: check the model's weights.")
+    population = _population(counts, recognized, min_images)
+    return _summarize(population, dict(zip(view.layers, sums, strict=bool(sums))), chosen or well_separated)
 
 
 def class_separation(center: Tensor, spread: Tensor, counts: Tensor) -> float:
@@ -163,24 +187,24 @@ def well_separated(separation: Mapping[str, float]) -> tuple[str, ...]:
 def save(
     statistics: Statistics,
     path: Path,
-    model: Path,
+    network: str,
     *,
     parameters: Mapping[str, Any] | None = None,
     inputs: Mapping[str, Path] | None = None,
     code: str = "",
 ) -> Artifact:
-    """Write the statistics as safetensors, bound to the model file they were measured on.
+    """Write the statistics as safetensors, bound to the network they were measured on.
 
     Args:
         statistics: to be written, as float32.
         path: of the file.
-        model: the model file; its hash goes into the file and its sidecar.
+        network: hash that identifies the network; goes into the file.
         parameters: of the command, for the sidecar.
-        inputs: role -> further file that they were made from, for the sidecar.
+        inputs: role -> file that they were made from, for the sidecar.
         code: version of the code, for the sidecar.
 
     Raises:
-        ArtifactError: the place cannot be written to, or there is no model file.
+        ArtifactError: the place cannot be written to.
     """
     summary = {
         "population": asdict(statistics.population),
@@ -188,28 +212,31 @@ def save(
         "separation": dict(statistics.separation),
         "center_layers": list(statistics.centers),
     }
-    header = {"model_sha256": artifacts.sha256_of(model), "summary": summary}
+    header = {"model_sha256": network, "summary": summary}
     with artifacts.writing(path) as temporary:
         save_file(_tensors_from_statistics(statistics), temporary, metadata={HEADER: json.dumps(header)})
-    return artifacts.seal(
-        path, KIND, parameters=parameters, inputs={**(inputs or {}), "model": model}, metadata=summary, code=code
-    )
+    return artifacts.seal(path, KIND, parameters=parameters, inputs=inputs, metadata=summary, code=code)
 
 
-def load(path: Path, model: Path) -> Statistics:
-    """Read statistics that were measured on exactly this model file.
+def load(path: Path, network: str, name: str) -> Statistics:
+    """Read statistics that were measured on exactly this network.
+
+    Args:
+        path: of the file.
+        network: hash that identifies the network, as given to `save`.
+        name: what messages call it.
 
     Raises:
-        ArtifactError: missing, changed, cut short, of another kind, or measured on another model.
+        ArtifactError: missing, changed, cut short, of another kind, or measured on another network.
     """
     artifacts.load(path, KIND)
     try:
         with safe_open(path, "pt") as file:
             header = json.loads(file.metadata()[HEADER])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        if header["model_sha256"] != artifacts.sha256_of(model):
+        if header["model_sha256"] != network:
             raise ArtifactError(
-                f"{path} holds the statistics of another model than {model} (sha256 differs): "
+                f"{path} holds the statistics of another model than {name} (sha256 differs): "
                 "run `lctr statistics` on this model."
             )
         return _statistics_from_tensors(tensors, header["summary"])
@@ -239,7 +266,7 @@ class _Sums:
         return bool((self.mean_squared.isfinite() & self.variance_squared.isfinite()).all())
 
     def overall(self, classes: Sequence[int]) -> Moments:
-        """Moments over all tokens of all images of `classes`."""
+        """Moments over all positions of all images of `classes`."""
         # The variance of a whole is the mean of its parts' variances plus the variance of its parts' means.
         rows = list(classes)
         n = self.count[rows].sum()
@@ -264,7 +291,7 @@ def _check_labels(labels: Tensor, num_classes: int) -> None:
         raise DataError(f"labels {outside} are not among the model's {num_classes} classes: check the data set.")
 
 
-def _population(counts: Tensor, min_images: int) -> Population:
+def _population(counts: Tensor, recognized: Tensor, min_images: int) -> Population:
     images = tuple(int(n) for n in counts)
     classes = tuple(c for c, n in enumerate(images) if n >= min_images)
     small = tuple(c for c, n in enumerate(images) if 0 < n < min_images)
@@ -274,10 +301,11 @@ def _population(counts: Tensor, min_images: int) -> Population:
             f"the data set has {sum(images)} images, but statistics need at least {min_images}: "
             "add images (with fewer, the statistics would give single ones away)."
         )
-    return Population(images, min_images, classes, small if enough else (), () if enough else small)
+    right = tuple(int(n) for n in recognized)
+    return Population(images, right, min_images, classes, small if enough else (), () if enough else small)
 
 
-def _summarize(population: Population, sums: Mapping[str, _Sums]) -> Statistics:
+def _summarize(population: Population, sums: Mapping[str, _Sums], chosen: Chooser) -> Statistics:
     counted = population.classes + population.pooled
     overall = {layer: s.overall(counted) for layer, s in sums.items()}
     centers = {layer: s.centers(population.classes) for layer, s in sums.items()}
@@ -287,12 +315,14 @@ def _summarize(population: Population, sums: Mapping[str, _Sums]) -> Statistics:
         for layer, found in centers.items():
             unit = scale_of(overall[layer])
             separation[layer] = class_separation(found.center.mean / unit, found.spread.mean / unit, counts)
-    chosen = well_separated(separation)
     return Statistics(
         population,
         {layer: _single(moments) for layer, moments in overall.items()},
         separation,
-        {layer: Centers(_single(centers[layer].center), _single(centers[layer].spread)) for layer in chosen},
+        {
+            layer: Centers(_single(centers[layer].center), _single(centers[layer].spread))
+            for layer in (chosen(separation) if population.classes else ())
+        },
     )
 
 
@@ -315,7 +345,7 @@ def _statistics_from_tensors(tensors: Mapping[str, Tensor], summary: Mapping[str
     # JSON has lists where the data classes have tuples.
     population: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in summary["population"].items()}
     return Statistics(
-        Population(**population),
+        Population(**{"recognized": None, **population}),
         {layer: moments(f"overall.{layer}") for layer in summary["layers"]},
         summary["separation"],
         {layer: Centers(moments(f"center.{layer}"), moments(f"spread.{layer}")) for layer in summary["center_layers"]},

@@ -7,7 +7,7 @@ import pytest
 from deployment import DEPLOY, Deployed, lctr
 
 from toolchain.pipeline import BUNDLED
-from toolchain.stages import statistics_of
+from toolchain.teachers import statistics_of
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ from toolchain.preprocessing import Preprocessing
 KEYS = ("preset", "class_names", "preprocessing", "tau", "protocol")
 BACKBONE = "backbone"
 """What a backbone's card says it is, and the kind of the artifact."""
+GUIDE = "guide"
+"""The same of a guide."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,9 @@ class ModelCard:
 
     def to_metadata(self) -> dict[str, str]:
         """As strings, which is all that safetensors and ONNX metadata hold."""
-        window = self.preprocessing
-        preprocessing = {
-            "image_size": window.image_size,
-            "resize": window.resize,
-            "mean": list(window.mean),
-            "std": list(window.std),
-        }
         return {
             "preset": self.preset,
-            "class_names": json.dumps(list(self.class_names)),
-            "preprocessing": json.dumps(preprocessing),
+            **_of_images(self.class_names, self.preprocessing),
             "tau": repr(self.tau),
             "protocol": self.protocol,
         }
@@ -66,6 +60,25 @@ class BackboneCard:
         return {"kind": BACKBONE, "preset": self.preset, "origin": self.origin}
 
 
+@dataclass(frozen=True)
+class GuideCard:
+    """What a guide carries: a BatchNorm network that generated images are aligned with, and no localizer.
+
+    Attributes:
+        preset: name of the architecture.
+        class_names: by class index.
+        preprocessing: from an image file to the network's input.
+    """
+
+    preset: str
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+
+    def to_metadata(self) -> dict[str, str]:
+        """As strings; a localizer's card has no key `kind`."""
+        return {"kind": GUIDE, "preset": self.preset, **_of_images(self.class_names, self.preprocessing)}
+
+
 def card_from_metadata(metadata: Mapping[str, str], source: str) -> ModelCard:
     """The card of a localizer in a file's metadata.
 
@@ -82,13 +95,12 @@ def card_from_metadata(metadata: Mapping[str, str], source: str) -> ModelCard:
                 f"{source} is a backbone without a localizer ({metadata['origin']}): train one on it with "
                 f"`lctr train --preset {metadata['preset']} --init {source}`."
             )
-        window = json.loads(metadata["preprocessing"])
+        if metadata.get("kind") == GUIDE:
+            raise ModelError(f"{source} is a guide and no localizer: give it to `lctr synthesize --guide`.")
         return ModelCard(
             preset=metadata["preset"],
             class_names=tuple(json.loads(metadata["class_names"])),
-            preprocessing=Preprocessing(
-                window["image_size"], window["resize"], tuple(window["mean"]), tuple(window["std"])
-            ),
+            preprocessing=_preprocessing(metadata),
             tau=float(metadata["tau"]),
             protocol=metadata["protocol"],
         )
@@ -98,3 +110,37 @@ def card_from_metadata(metadata: Mapping[str, str], source: str) -> ModelCard:
         ) from error
     except (ValueError, TypeError) as error:
         raise ModelError(f"the metadata of {source} is unreadable ({error}): make the file again.") from error
+
+
+def guide_card_from_metadata(metadata: Mapping[str, str], source: str) -> GuideCard:
+    """The card of a guide in a file's metadata.
+
+    Args:
+        metadata: what the file carries.
+        source: file name, for the message.
+
+    Raises:
+        ModelError: of anything else, or a key is missing or unreadable.
+    """
+    if metadata.get("kind") != GUIDE:
+        raise ModelError(f"{source} is no guide: make one with `lctr train --guide`, or name a package.module:factory.")
+    try:
+        names = tuple(json.loads(metadata["class_names"]))
+        return GuideCard(metadata["preset"], names, _preprocessing(metadata))
+    except (KeyError, ValueError, TypeError) as error:
+        raise ModelError(f"the metadata of {source} is unreadable ({error}): make the file again.") from error
+
+
+def _of_images(class_names: tuple[str, ...], window: Preprocessing) -> dict[str, str]:
+    preprocessing = {
+        "image_size": window.image_size,
+        "resize": window.resize,
+        "mean": list(window.mean),
+        "std": list(window.std),
+    }
+    return {"class_names": json.dumps(list(class_names)), "preprocessing": json.dumps(preprocessing)}
+
+
+def _preprocessing(metadata: Mapping[str, str]) -> Preprocessing:
+    window = json.loads(metadata["preprocessing"])
+    return Preprocessing(window["image_size"], window["resize"], tuple(window["mean"]), tuple(window["std"]))

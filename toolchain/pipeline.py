@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from calib import image_set
-from calib.synthesis import SynthesisConfig
+from calib.fdda import FAST
 from engines.backend import BuildOptions
 from engines.benchmark import Settings, benchmark
 from engines.build import build
@@ -29,7 +29,8 @@ from toolchain.model import checkpoint
 from toolchain.preprocessing import Preprocessing
 from toolchain.progress import Progress, Step, unwatched
 from toolchain.report import report_from_findings
-from toolchain.stages import statistics_of
+from toolchain.requests import Request
+from toolchain.teachers import localizer_teacher, statistics_of
 
 Looked = TypeVar("Looked")
 
@@ -60,7 +61,7 @@ class Plan:
 
     data: str = "shapes"
     calibration_images: int = 512
-    steps: int = SynthesisConfig.steps
+    steps: int = FAST.steps
     seed: int = 0
     method: str = "auto"
     targets: tuple[str, ...] = ()
@@ -194,17 +195,11 @@ class _Compiled:
 
 
 def _compile(run: _Run, model: Path, card: ModelCard, bundle: Path, output: Path, plan: Plan) -> _Compiled:
+    request = Request(plan.calibration_images, steps=plan.steps, seed=plan.seed)
+    known = localizer_teacher(model)
     synthetic = run.make(
         "synthetic images",
-        lambda progress: stages.synthetic(
-            model,
-            bundle,
-            output / "synthetic",
-            count=plan.calibration_images,
-            steps=plan.steps,
-            seed=plan.seed,
-            progress=progress,
-        ),
+        lambda progress: stages.synthetic(known, bundle, output / "synthetic", request, progress=progress),
     )
     fp32 = run.make("export", lambda progress: stages.float_onnx(model, output / "model.onnx"))
     source = replace(calibration.folder(synthetic), description=f"{plan.calibration_images} synthetic images")

@@ -3,28 +3,31 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from calib import image_set, synthesis
-from calib import statistics as token_statistics
+from calib import statistics as class_statistics
 from exporters import parity
 from exporters.files import write_onnx
 from exporters.torch_export import onnx_from_torch
 from toolchain.artifacts import Made, code_version, reusable, seal, writing
-from toolchain.calibration import CalibrationSource
+from toolchain.calibration import CalibrationSource, Stated
+from toolchain.card import GUIDE
 from toolchain.data.sources import files_of, open_data
 from toolchain.errors import UsageError, chosen
 from toolchain.evaluation import batches
 from toolchain.half_precision import float16_from_weights, with_activations
 from toolchain.model import checkpoint
 from toolchain.model.deployment import AllMaps, DeployedLctr
-from toolchain.model.lctr import ClassMaps, Lctr, Localized
+from toolchain.model.lctr import ClassMaps, Localized
 from toolchain.progress import Progress, Step, silent, unwatched
+from toolchain.requests import Request, method_of
+from toolchain.teachers import KnownTeacher, guide_teacher, localizer_teacher, statistics_of
 
 if TYPE_CHECKING:
+    from toolchain.training.guide import GuideRun
     from toolchain.training.run import Run, Trained
 
 ONNX = "onnx"
@@ -32,7 +35,15 @@ MIN_IMAGES = 8
 """The fewest training images that a class center is made of: a center of one image would be that image."""
 STATISTICS_IMAGES = 4096
 """Training images that `train` takes statistics of, at most: a mean of thousands does not move with more."""
-SYNTHESIS = ("calib/synthesis.py", "calib/generator.py", "calib/losses.py", "calib/tokens.py", "calib/image_set.py")
+LOOKING = tuple(f"calib/{name}.py" for name in ("moments", "observation", "teacher", "tokens", "batchnorm"))
+"""The source that says what is seen of a network."""
+STATISTICS = (*LOOKING, "calib/statistics.py", "toolchain/teachers.py")
+"""The source that statistics depend on."""
+SYNTHESIS = (
+    *LOOKING,
+    *(f"calib/{name}.py" for name in ("synthesis", "fdda", "generator", "losses", "alignment", "patch_similarity")),
+    *("calib/noise.py", "calib/image_set.py", "toolchain/requests.py", "toolchain/teachers.py"),
+)
 """The source that synthetic images depend on."""
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 TOLERANCES = {"fp32": parity.TOLERANCE, "fp16": 2e-2}
@@ -66,19 +77,40 @@ def train(
         code=code_version("toolchain/model", "toolchain/training", "toolchain/data"),
     )
     images = min(run.images or STATISTICS_IMAGES, STATISTICS_IMAGES)
-    made = statistics(
-        output, run.data, statistics_of(output), images=images, min_images=min_images, progress=step("statistics")
-    )
+    target, told = statistics_of(output), step("statistics")
+    made = statistics(localizer_teacher(output), run.data, target, images=images, min_images=min_images, progress=told)
     return trained, made
 
 
-def statistics_of(model: Path) -> Path:
-    """Where the statistics of a model stand unless somebody put them elsewhere."""
-    return model.with_name(f"{model.stem}.statistics.safetensors")
+def guide(run: "GuideRun", model: Path, *, min_images: int = MIN_IMAGES, step: Step = unwatched) -> tuple[Made, Made]:
+    """Train the guide of the localizer `model` on the same images, and take its statistics.
+
+    Returns:
+        the guide, with its accuracy on the validation images in percent (`top1`) in the metadata, and the statistics.
+    """
+    from toolchain.training.guide import train_guide
+
+    output = guide_of(model)
+    parameters = run.parameters()
+    code = code_version("toolchain/model/guide.py", "toolchain/training", "toolchain/data")
+    found = reusable(output, GUIDE, parameters=parameters, inputs={}, code=code)
+    made = Made(found, True) if found else None
+    if made is None:
+        top1 = train_guide(run, output, step)
+        made = Made(seal(output, GUIDE, parameters=parameters, metadata={"top1": top1}, code=code), False)
+    images = min(run.localizer.images or STATISTICS_IMAGES, STATISTICS_IMAGES)
+    known, told = guide_teacher(str(output), Stated()), step("statistics of the guide")
+    target = statistics_of(output)
+    return made, statistics(known, run.localizer.data, target, images=images, min_images=min_images, progress=told)
+
+
+def guide_of(model: Path) -> Path:
+    """Where the guide of a model stands."""
+    return model.with_name(f"{model.stem}.guide.safetensors")
 
 
 def statistics(
-    model: Path,
+    known: KnownTeacher,
     data: str,
     output: Path,
     *,
@@ -86,77 +118,60 @@ def statistics(
     min_images: int = MIN_IMAGES,
     progress: Progress = silent,
 ) -> Made:
-    """Token-statistic centers of a localizer over the training images of `data`."""
-    card = checkpoint.card_of(model)
-    parameters = {"data": data, "images": images, "min_images": min_images}
-    inputs = {"model": model, **files_of(data, card.preprocessing)}
-    code = code_version("calib/statistics.py", "calib/tokens.py", "toolchain/model", "toolchain/data")
-    found = reusable(output, token_statistics.KIND, parameters=parameters, inputs=inputs, code=code)
+    """Class statistics of a localizer or a guide over the training images of `data`."""
+    parameters = {"data": data, "images": images, "min_images": min_images, **known.parameters}
+    inputs = {**files_of(data, known.window), **known.inputs}
+    code = code_version(*STATISTICS, "toolchain/model", "toolchain/data")
+    found = reusable(output, class_statistics.KIND, parameters=parameters, inputs=inputs, code=code)
     if found:
         return Made(found, True)
-    network, _ = checkpoint.load(model)
-    training = open_data(data, "train", card.preprocessing, images)
+    training = open_data(data, "train", known.window, images)
 
     def labelled() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         done = 0
-        for some, labels, _ in batches(training, card.preprocessing, 16):
+        for some, labels, _ in batches(training, known.window, 16):
             yield torch.from_numpy(some), torch.tensor(labels)
             progress(done := done + len(labels), len(training))
 
-    collected = token_statistics.collect(
-        network, layer_norm_inputs(network), labelled(), len(card.class_names), min_images=min_images
+    collected = class_statistics.collect(
+        known.teacher, known.view, labelled(), min_images=min_images, chosen=known.chosen
     )
-    written = token_statistics.save(collected, output, model, parameters=parameters, inputs=inputs, code=code)
+    written = class_statistics.save(collected, output, known.sha256, parameters=parameters, inputs=inputs, code=code)
     return Made(written, False)
 
 
-def layer_norm_inputs(model: Lctr) -> list[str]:
-    """Names of the LayerNorms of a localizer: their inputs are the residual stream."""
-    inside = [f"blocks.{block}.{norm}" for block in range(model.preset.depth) for norm in ("norm1", "norm2")]
-    return [*inside, "norm"]
-
-
 def synthetic(
-    model: Path,
+    known: KnownTeacher,
     bundle: Path | None,
     output: Path,
+    request: Request,
     *,
-    count: int,
-    steps: int = synthesis.SynthesisConfig.steps,
-    seed: int = 0,
     progress: Progress = silent,
 ) -> Made:
-    """Synthetic calibration images by FDDA, from the model and its statistics alone; `bundle` None: without them."""
-    parameters = {"count": count, "steps": steps, "seed": seed}
-    inputs = {"model": model} | ({"statistics": bundle} if bundle else {})
+    """Synthetic calibration images for a localizer or a guide, from the network and its statistics alone.
+
+    Args:
+        known: the network.
+        bundle: its statistics; None: nobody has them.
+        output: folder.
+        request: which images.
+        progress: counts steps.
+
+    Raises:
+        UsageError: a request that cannot be meant, or not of this network.
+        ArtifactError, ModelError, TrainingError: see there.
+    """
+    inputs = {**known.inputs} | ({"statistics": bundle} if bundle else {})
+    parameters = {**known.parameters, **asdict(request)}
     code = code_version(*SYNTHESIS, "toolchain/model")
     found = reusable(output, image_set.KIND, parameters=parameters, inputs=inputs, code=code)
     if found:
         return Made(found, True)
-    network, card = checkpoint.load(model)
-    window = card.preprocessing
-    images = synthesis.synthesize(
-        network,
-        token_statistics.load(bundle, model) if bundle else None,
-        synthesis.SynthesisConfig(steps=steps),
-        image_size=window.image_size,
-        mean=window.mean,
-        std=window.std,
-        count=count,
-        seed=seed,
-        logits=_class_logits,
-        progress=progress,
-    )
-    written = image_set.write(
-        images, output, card.class_names, seed=seed, parameters=parameters, inputs=inputs, code=code
-    )
+    measured = class_statistics.load(bundle, known.sha256, known.name) if bundle else None
+    method = method_of(request, known, measured)
+    images = synthesis.synthesize(method, known.teacher, count=request.count, seed=request.seed, progress=progress)
+    written = image_set.write(images, output, known.class_names, parameters=parameters, inputs=inputs, code=code)
     return Made(written, False)
-
-
-def _class_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Without the map: the generator needs no gradient of the attention maps' product."""
-    localizer = cast(Lctr, model)
-    return localizer.classify(localizer.cues(images)).logits
 
 
 def float_onnx(

@@ -2,26 +2,50 @@ import pytest
 import torch
 from tiny_vit import MEAN, STD
 
-from calib.generator import GENERATORS, ConditionalBatchNorm, Generator, centre_cropped, doubled, generator_named
-from toolchain.errors import UsageError
-
-FAST = GENERATORS["fast"]
+from calib.generator import FAST, PAPER, ConditionalBatchNorm, Generator, centre_cropped, doubled
 
 
-def images_of(size, classes=3, batch=4):
+def images_of(size, config=FAST, classes=3, batch=4):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        generator = Generator(FAST, classes, size, MEAN, STD)
-        return generator, generator(torch.randn(batch, FAST.latent), torch.arange(batch) % classes)
+        generator = Generator(config, classes, size, MEAN, STD)
+        return generator, generator(torch.randn(batch, config.latent), torch.arange(batch) % classes)
 
 
-@pytest.mark.parametrize("size", [16, 20, 23, 112])
-def test_any_image_size(size):
-    assert images_of(size)[1].shape == (4, 3, size, size)
+@pytest.mark.parametrize("config", [FAST, PAPER], ids=["fast", "paper"])
+@pytest.mark.parametrize("size", [16, 23, 112])
+def test_any_image_size(config, size):
+    assert images_of(size, config)[1].shape == (4, 3, size, size)
 
 
-def test_every_pixel_is_within_black_and_white():
-    generator, images = images_of(32, batch=16)
+def test_the_published_generator_layer_by_layer():
+    generator, _ = images_of(16, PAPER, classes=5)
+    shapes = {name: tuple(value.shape) for name, value in generator.named_parameters()}
+    # z of 100 to 128 channels on a grid of 16 / 4; up, 128; up, 64; 3. A scale and a shift per class behind each but
+    # the last, whose BatchNorm is not affine.
+    assert shapes == {
+        "linear.weight": (128 * 4 * 4, 100),
+        "linear.bias": (128 * 4 * 4,),
+        **{f"convolutions.{k}.bias": (n,) for k, n in enumerate((128, 64, 3))},
+        **{f"convolutions.{k}.weight": s for k, s in enumerate(((128, 128, 3, 3), (64, 128, 3, 3), (3, 64, 3, 3)))},
+        **{f"norms.{k}.{part}.weight": (5, n) for k, n in enumerate((128, 128, 64)) for part in ("scale", "shift")},
+    }
+    assert [norm.normalize.eps for norm in generator.norms] == [1e-5, 0.8, 0.8]
+
+
+def test_the_published_colours_are_normalized_over_the_batch():
+    _, images = images_of(16, PAPER)
+    pixels = images * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    slope = torch.tensor([s / (m * (1 - m)) for m, s in zip(MEAN, STD, strict=True)]).view(3, 1, 1)
+    # The sigmoid undone: what the last BatchNorm gave.
+    colours = (torch.logit(pixels) - torch.logit(torch.tensor(MEAN).view(3, 1, 1))) / slope
+    torch.testing.assert_close(colours.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(colours.var((0, 2, 3), correction=0), torch.ones(3), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("config", [FAST, PAPER], ids=["fast", "paper"])
+def test_every_pixel_is_within_black_and_white(config):
+    generator, images = images_of(32, config, batch=16)
     pixels = images * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
     assert pixels.min() >= 0
     assert pixels.max() <= 1
@@ -37,6 +61,17 @@ def test_the_pixel_map_has_value_and_slope_of_the_normalization_in_the_middle():
     pixels.sum().backward()
     torch.testing.assert_close(pixels.flatten(), torch.tensor(MEAN))
     torch.testing.assert_close(middle.grad.flatten(), torch.tensor(STD))
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.485, 1 / 255), (1.0, 0.25)])
+def test_a_normalization_that_only_scales_says_nothing_of_colours(mean, std):
+    torch.manual_seed(0)
+    generator = Generator(PAPER, 3, 16, (mean,) * 3, (std,) * 3)
+    images = generator(torch.randn(8, PAPER.latent), torch.arange(8) % 3)
+    pixels = images * std + mean
+    # A sigmoid of deviation 1 at slope 1: 0.2, and about 0.5 in the middle.
+    assert pixels.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert pixels.std().item() == pytest.approx(0.21, abs=0.03)
 
 
 def test_a_class_is_a_scale_and_a_shift():
@@ -64,10 +99,3 @@ def test_doubled_copies_each_pixel_four_times():
 def test_centre_cropped():
     assert centre_cropped(torch.arange(16.0).view(1, 1, 4, 4), 2).flatten().tolist() == [5, 6, 9, 10]
     assert centre_cropped(torch.arange(9.0).view(1, 1, 3, 3), 2).flatten().tolist() == [0, 1, 3, 4]
-
-
-def test_presets_by_name():
-    assert generator_named("fast").widths == (64, 64, 32)
-    assert generator_named("fast").magnification == 8
-    with pytest.raises(UsageError, match="unknown generator 'big': choose one of fast"):
-        generator_named("big")

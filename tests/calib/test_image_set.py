@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def synthetic():
     return SyntheticImages(
         images=random.integers(0, 256, (5, 8, 8, 3), np.uint8),
         labels=np.array([0, 1, 0, 1, 0]),
-        losses={"total": (3.0, 2.0, 1.0), "distorted": (float("nan"), 4.0, 2.0)},
+        losses={"total": (3.0, 2.0, 1.0), "distorted": (5.0, 4.0, 0.0)},
         agreement=0.8,
         deviation_ratio={"norm": 0.9},
         missing=(),
@@ -33,7 +34,7 @@ def squashed(image):
 @pytest.fixture
 def made(tmp_path):
     path = tmp_path / "synthetic"
-    return path, image_set.write(synthetic(), path, NAMES, seed=3, parameters={"count": 5})
+    return path, image_set.write(synthetic(), path, NAMES, parameters={"count": 5, "seed": 3})
 
 
 def test_round_trip_is_exact_and_uncropped(made):
@@ -74,8 +75,19 @@ def test_the_sidecar_says_where_the_images_come_from(made):
     assert artifact.sha256 == record["sha256"]
 
 
+def test_images_of_no_class_and_no_training(made):
+    path, _ = made
+    unlabelled = replace(synthetic(), labels=None, losses={}, agreement=None)
+    artifact = image_set.write(unlabelled, path, NAMES)
+    assert [f.name for f in sorted(path.iterdir())] == [f"000{index}.png" for index in range(5)]
+    assert artifact.metadata["labels"] is None
+    assert artifact.metadata["agreement"] is None
+    # The plot of the set that stood here before would be taken for this one's.
+    assert not image_set.losses_plot_of(path).exists()
+
+
 def test_the_same_images_are_the_same_artifact(made, tmp_path):
-    again = image_set.write(synthetic(), tmp_path / "again", NAMES, seed=3)
+    again = image_set.write(synthetic(), tmp_path / "again", NAMES)
     assert again.sha256 == made[1].sha256
 
 

@@ -1,13 +1,15 @@
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_vit import CLASSES, LAYERS, labelled_images, tiny_vit
+from tiny_vit import LAYERS, VIEW, labelled_images, teacher, tiny_vit
 
 from calib import statistics
+from calib.moments import Moments
+from calib.observation import frozen, observing
 from calib.statistics import class_separation, collect, well_separated
-from calib.tokens import Moments, frozen, image_moments, observing
 from toolchain import artifacts
 from toolchain.artifacts import sidecar_of
 from toolchain.errors import ArtifactError, DataError, ModelError, UsageError
@@ -18,7 +20,7 @@ def batched(images, labels, size):
 
 
 def tokens_of(model, images):
-    with frozen(model), torch.no_grad(), observing(model, LAYERS) as observation:
+    with frozen(model), torch.no_grad(), observing(model, VIEW) as observation:
         model(images.float())
         return observation.take()
 
@@ -27,73 +29,12 @@ def hooks_of(model):
     return sum(len(m._forward_pre_hooks) for m in model.modules())
 
 
-# Observation
-
-
-def test_observing_leaves_out_the_class_token():
-    model, (images, _) = tiny_vit(), labelled_images(2)
-    assert [tuple(t.shape) for t in tokens_of(model, images)] == [(6, 16, 8)] * len(LAYERS)
-    with torch.no_grad():
-        model.cls_token.mul_(100)
-    first = tokens_of(model, images)[0]
-    assert torch.equal(first, model.proj(images).flatten(2).transpose(1, 2))
-
-
-def test_hooks_go_even_when_the_model_fails():
-    model = tiny_vit()
-    with pytest.raises(RuntimeError, match="expected input"), observing(model, LAYERS):
-        model(torch.zeros(1, 1, 16, 16))
-    assert hooks_of(model) == 0
-    with pytest.raises(ModelError, match=r"no module blocks\.9\.norm1"), observing(model, ["norm", "blocks.9.norm1"]):
-        pass
-    assert hooks_of(model) == 0
-
-
-def test_a_layer_that_did_not_run_is_an_error():
-    model = tiny_vit()
-    with observing(model, LAYERS) as observation:
-        model.proj(torch.zeros(1, 3, 16, 16))
-        with pytest.raises(ModelError, match=r"blocks\.0\.norm1.* did not run"):
-            observation.take()
-
-
-def test_a_layer_that_takes_no_tokens_is_an_error():
-    with observing(tiny_vit(), ["proj"]) as observation, pytest.raises(ModelError, match="'proj' takes an input"):
-        observation.record("proj", torch.zeros(2, 3, 16, 16))
-
-
-def test_a_layer_that_runs_twice_is_an_error():
-    model = tiny_vit()
-    with observing(model, ["norm"]):
-        model(torch.zeros(1, 3, 16, 16))
-        with pytest.raises(ModelError, match="more than once"):
-            model(torch.zeros(1, 3, 16, 16))
-
-
-def test_frozen_puts_everything_back():
-    model = tiny_vit()
-    model.head.eval()
-    model.proj.weight.requires_grad_(False)
-    with frozen(model):
-        assert not model.training
-        assert not any(p.requires_grad for p in model.parameters())
-    assert model.training
-    assert not model.head.training
-    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["proj.weight"]
-
-
-def test_image_moments_by_hand():
-    moments = image_moments(torch.tensor([[[1.0], [3.0]], [[2.0], [2.0]]]))
-    assert moments.mean.tolist() == [[2.0], [2.0]]
-    assert moments.variance.tolist() == [[1.0], [0.0]]
-
-
 # Collection
 
 
 def test_collect_equals_the_definition():
     model, (images, labels) = tiny_vit(), labelled_images(10)
-    found = collect(model, LAYERS, batched(images, labels, 7), CLASSES)
+    found = collect(teacher(model), VIEW, batched(images, labels, 7))
     for layer, tokens in zip(LAYERS, tokens_of(model, images), strict=True):
         tokens = tokens.double()
         assert_close(found.overall[layer], tokens.flatten(0, 1).mean(0), tokens.flatten(0, 1).var(0, correction=0))
@@ -119,8 +60,8 @@ def assert_close(moments, mean, variance):
 
 def test_batching_changes_nothing():
     model, (images, labels) = tiny_vit(), labelled_images(10)
-    one = collect(model, LAYERS, [(images, labels)], CLASSES)
-    many = collect(model, LAYERS, iter(batched(images, labels, 4)), CLASSES)
+    one = collect(teacher(model), VIEW, [(images, labels)])
+    many = collect(teacher(model), VIEW, iter(batched(images, labels, 4)))
     assert one.population == many.population
     for layer in LAYERS:
         torch.testing.assert_close(one.overall[layer], many.overall[layer], rtol=1e-5, atol=1e-6)
@@ -129,7 +70,7 @@ def test_batching_changes_nothing():
 def test_collect_leaves_the_model_alone_and_counts_batches():
     model, (images, labels) = tiny_vit(), labelled_images(8)
     calls = []
-    collect(model, LAYERS, batched(images, labels, 8), CLASSES, progress=lambda d, n, note="": calls.append((d, n)))
+    collect(teacher(model), VIEW, batched(images, labels, 8), progress=lambda d, n, note="": calls.append((d, n)))
     assert calls == [(1, 3), (2, 3), (3, 3)]
     assert model.training
     assert hooks_of(model) == 0
@@ -140,7 +81,7 @@ def test_a_small_class_gets_no_center_and_is_named():
     labels = torch.where((labels == 2) & (torch.arange(30) >= 27), 3, labels)
     labels = torch.where((labels == 1) & (torch.arange(30) < 24), 4, labels)
     # class 0: 10 images, 1: 2, 2: 9, 3: 1, 4: 8
-    found = collect(tiny_vit(), LAYERS, [(images, labels)], 5, min_images=3)
+    found = collect(teacher(classes=5), VIEW, [(images, labels)], min_images=3)
     assert found.population.counts == (10, 2, 9, 1, 8)
     assert found.population.classes == (0, 2, 4)
     assert found.population.pooled == (1, 3)
@@ -151,29 +92,37 @@ def test_a_small_class_gets_no_center_and_is_named():
 def test_a_single_image_cannot_be_had_by_subtraction():
     model, (images, labels) = tiny_vit(), labelled_images(8)
     stranger = torch.full((1, 3, 16, 16), 9.0)
-    found = collect(model, LAYERS, [(images, labels), (stranger, torch.tensor([3]))], 4)
+    found = collect(teacher(model, 4), VIEW, [(images, labels), (stranger, torch.tensor([3]))])
     assert found.population.left_out == (3,)
-    without = collect(model, LAYERS, [(images, labels)], 4)
+    without = collect(teacher(model, 4), VIEW, [(images, labels)])
     assert all(torch.equal(found.overall[layer].mean, without.overall[layer].mean) for layer in LAYERS)
 
 
 def test_too_few_images_and_labels_out_of_range():
     images, labels = labelled_images(2)
     with pytest.raises(DataError, match="has 6 images, but statistics need at least 8"):
-        collect(tiny_vit(), LAYERS, [(images, labels)], CLASSES)
+        collect(teacher(), VIEW, [(images, labels)])
     with pytest.raises(DataError, match="has 0 images"):
-        collect(tiny_vit(), LAYERS, [], CLASSES)
+        collect(teacher(), VIEW, [])
     with pytest.raises(DataError, match=r"labels \[2\] are not among the model's 2 classes"):
-        collect(tiny_vit(), LAYERS, [(images, labels)], 2)
+        collect(teacher(classes=2), VIEW, [(images, labels)])
     with pytest.raises(UsageError, match="min_images is 1"):
-        collect(tiny_vit(), LAYERS, [(images, labels)], CLASSES, min_images=1)
+        collect(teacher(), VIEW, [(images, labels)], min_images=1)
 
 
 def test_undefined_tokens_are_an_error():
     images, labels = labelled_images(8)
     images[3, 0, 0, 0] = torch.nan
-    with pytest.raises(ModelError, match=r"'blocks\.0\.norm1' received infinite or undefined"):
-        collect(tiny_vit(), LAYERS, [(images, labels)], CLASSES)
+    with pytest.raises(ModelError, match=r"'blocks\.0\.norm1' received infinite or undefined values"):
+        collect(teacher(), VIEW, [(images, labels)])
+
+
+def test_it_is_counted_what_the_network_recognizes():
+    images, labels = labelled_images(8)
+    model = teacher(classifier=lambda model, images: model(images) * 0 + torch.tensor([0.0, 1.0, 0.0]))
+    population = collect(model, VIEW, batched(images, labels, 7)).population
+    assert population.recognized == (0, 8, 0)
+    assert population.mistaken == (0, 2)
 
 
 # Separation
@@ -215,7 +164,7 @@ def test_layers_are_chosen_by_separation(separation, chosen):
 
 def test_one_class_has_no_separation():
     images, labels = labelled_images(8)
-    found = collect(tiny_vit(), LAYERS, [(images, labels * 0)], CLASSES)
+    found = collect(teacher(), VIEW, [(images, labels * 0)])
     assert found.separation == {}
     assert found.centers == {}
 
@@ -228,15 +177,15 @@ def saved(tmp_path: Path):
     model = tmp_path / "model.safetensors"
     model.write_bytes(b"weights")
     images, labels = labelled_images(10)
-    found = collect(tiny_vit(), LAYERS, [(images, labels)], CLASSES)
+    found = collect(teacher(), VIEW, [(images, labels)])
     path = tmp_path / "statistics.safetensors"
-    artifact = statistics.save(found, path, model, parameters={"min_images": 8})
-    return found, path, model, artifact
+    statistics.save(found, path, "abc", parameters={"min_images": 8}, inputs={"model": model})
+    return found, path, model
 
 
 def test_round_trip(saved):
-    found, path, model, artifact = saved
-    back = statistics.load(path, model)
+    found, path, model = saved
+    back = statistics.load(path, "abc", "the model")
     assert back.population == found.population
     assert back.separation == found.separation
     assert list(back.overall) == list(LAYERS)
@@ -246,28 +195,37 @@ def test_round_trip(saved):
     for layer in found.centers:
         assert torch.equal(back.centers[layer].center.mean, found.centers[layer].center.mean)
         assert torch.equal(back.centers[layer].spread.variance, found.centers[layer].spread.variance)
-    assert artifact.inputs["model"]["sha256"] == json.loads(sidecar_of(path).read_text())["inputs"]["model"]["sha256"]
+    record = json.loads(sidecar_of(path).read_text())
+    assert record["inputs"]["model"]["sha256"] == artifacts.sha256_of(model)
+    assert record["metadata"]["population"]["counts"] == [10, 10, 10]
 
 
-def test_statistics_of_another_model_are_refused(saved, tmp_path):
-    _, path, _, _ = saved
-    other = tmp_path / "other.safetensors"
-    other.write_bytes(b"other weights")
-    with pytest.raises(ArtifactError, match=r"of another model than .*other\.safetensors"):
-        statistics.load(path, other)
+def test_statistics_of_the_first_version_are_read(saved, monkeypatch):
+    found, path, _ = saved
+    old = {name: value for name, value in dataclasses.asdict(found.population).items() if name != "recognized"}
+    monkeypatch.setattr(statistics, "asdict", lambda population: old)
+    statistics.save(found, path, "abc")
+    assert statistics.load(path, "abc", "the model").population == dataclasses.replace(
+        found.population, recognized=None
+    )
+
+
+def test_statistics_of_another_model_are_refused(saved):
+    with pytest.raises(ArtifactError, match="of another model than my guide"):
+        statistics.load(saved[1], "abd", "my guide")
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-5], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b""])
 def test_a_damaged_file_is_refused(saved, damage):
-    _, path, model, _ = saved
+    _, path, _ = saved
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ArtifactError, match="sha256 differs"):
-        statistics.load(path, model)
+        statistics.load(path, "abc", "the model")
 
 
 def test_a_sealed_file_that_holds_no_statistics_is_refused(saved):
-    _, path, model, _ = saved
+    _, path, _ = saved
     path.write_bytes(b"no tensors")
     artifacts.seal(path, statistics.KIND)
     with pytest.raises(ArtifactError, match="no statistics file of this version"):
-        statistics.load(path, model)
+        statistics.load(path, "abc", "the model")

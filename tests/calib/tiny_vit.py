@@ -3,11 +3,16 @@
 import torch
 from torch import Tensor, nn
 
+from calib.teacher import Teacher
+from calib.tokens import attention_view, token_view
+
 LAYERS = ("blocks.0.norm1", "blocks.0.norm2", "blocks.1.norm1", "blocks.1.norm2", "norm")
 CLASSES = 3
 SIZE = 16
 MEAN = (0.4, 0.5, 0.6)
 STD = (0.25, 0.2, 0.3)
+VIEW = token_view(LAYERS)
+ATTENTION = attention_view(("blocks.0.mix", "blocks.1.mix"), heads=2)
 
 
 class TinyBlock(nn.Module):
@@ -51,8 +56,8 @@ def tiny_vit(seed: int = 0) -> TinyViT:
         return TinyViT()
 
 
-def logits(model: nn.Module, images: Tensor) -> Tensor:
-    return model(images)
+def teacher(model: nn.Module | None = None, classes: int = CLASSES, **changes) -> Teacher:
+    return Teacher(model or tiny_vit(), classes, SIZE, MEAN, STD, **changes)
 
 
 def labelled_images(per_class: int, seed: int = 0) -> tuple[Tensor, Tensor]:

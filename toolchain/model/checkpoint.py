@@ -1,4 +1,4 @@
-"""Localizers and backbones on disk: safetensors weights, the card in the metadata. No pickle is read or written."""
+"""Localizers, backbones and guides on disk: safetensors weights, the card in the metadata, and never a pickle."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from toolchain.artifacts import writing
-from toolchain.card import BackboneCard, ModelCard, card_from_metadata
+from toolchain.card import BackboneCard, GuideCard, ModelCard, card_from_metadata, guide_card_from_metadata
 from toolchain.errors import ArtifactError, ModelError
-from toolchain.model.backbone import VisionTransformer
+from toolchain.model.guide import Guide, guide_preset_named
 from toolchain.model.lctr import Lctr
 from toolchain.model.pickles import is_pickled
 from toolchain.model.presets import preset_named
@@ -28,7 +28,7 @@ NAMED = 3
 """Weights that a message names before it counts the rest."""
 
 
-def save(model: VisionTransformer, card: ModelCard | BackboneCard, path: Path) -> None:
+def save(model: nn.Module, card: ModelCard | BackboneCard | GuideCard, path: Path) -> None:
     """Write weights and card, whole or not at all. The sidecar is the caller's: it knows where the weights are from."""
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with writing(path) as temporary:
@@ -45,6 +45,23 @@ def load(path: Path) -> tuple[Lctr, ModelCard]:
     card = card_of(path)
     weights = _weights(path)
     model = Lctr(preset_named(card.preset), len(card.class_names))
+    problem = difference(model.state_dict(), weights)
+    if problem:
+        raise ModelError(f"{path} is not a whole {card.preset} of {len(card.class_names)} classes: {problem}.")
+    model.load_state_dict(weights)
+    return model.eval(), card
+
+
+def load_guide(path: Path) -> tuple[Guide, GuideCard]:
+    """A guide in eval mode, and its card.
+
+    Raises:
+        ArtifactError: no such file, or no whole safetensors file.
+        ModelError: no guide of ours, or weights that do not fit its preset.
+    """
+    card = guide_card_from_metadata(_metadata(path) or {}, str(path))
+    weights = _weights(path)
+    model = Guide(guide_preset_named(card.preset), len(card.class_names))
     problem = difference(model.state_dict(), weights)
     if problem:
         raise ModelError(f"{path} is not a whole {card.preset} of {len(card.class_names)} classes: {problem}.")

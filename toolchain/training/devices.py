@@ -10,6 +10,18 @@ from toolchain.errors import UsageError
 DEVICES = "cpu", "cuda"
 
 
+def check_device(device: str) -> None:
+    """Refuse what nothing can be trained on here.
+
+    Raises:
+        UsageError: no such device.
+    """
+    if device not in DEVICES:
+        raise UsageError(f"--device {device} is unknown: give one of {', '.join(DEVICES)}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda needs an NVIDIA GPU and a CUDA build of torch, and there is none: use cpu.")
+
+
 def fabric_for(device: str) -> Fabric:
     """This process's place in the training: alone, or one of those that `torchrun` started.
 
@@ -19,11 +31,8 @@ def fabric_for(device: str) -> Fabric:
     Raises:
         UsageError: no such device, or too few of them.
     """
-    if device not in DEVICES:
-        raise UsageError(f"--device {device} is unknown: give one of {', '.join(DEVICES)}.")
+    check_device(device)
     world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda needs an NVIDIA GPU and a CUDA build of torch, and there is none: use cpu.")
     if device == "cuda" and torch.cuda.device_count() < local:
         raise UsageError(
             f"{local} processes need as many GPUs, and there are {torch.cuda.device_count()}: lower --nproc-per-node."

@@ -26,7 +26,7 @@ from toolchain.training.devices import fabric_for
 from toolchain.training.log import Curves, EpochLog, log_of, write_csv
 from toolchain.training.loop import train
 from toolchain.training.recipes import Recipe
-from toolchain.training.sources import PoolSource
+from toolchain.training.sources import PoolSource, Source
 from toolchain.training.validation import Validated, Validator
 
 MOST_WORKERS = 8
@@ -101,8 +101,8 @@ def train_localizer(run: Run, output: Path, step: Step = unwatched) -> Trained |
     fabric = fabric_for(run.device)
     Share(fabric.global_rank, fabric.world_size, run.recipe.schedule.accumulate).passes(run.recipe.batch_size)
     step = step if fabric.is_global_zero else unwatched
-    window = preprocessing_for(run.data, preset.image_size)
-    data = _training_images(run, window)
+    window = window_of(run)
+    data = training_images(run, window)
     validation = open_data(run.data, "val", window)
     # Before the training, not after it: whether its result can be judged decides what there is to wait for.
     # One image tells: no data set opens whose validation images have boxes in part.
@@ -140,7 +140,13 @@ def train_localizer(run: Run, output: Path, step: Step = unwatched) -> Trained |
     return Trained(tuple(logs), validated, started)
 
 
-def _training_images(run: Run, window: Preprocessing) -> DataSet:
+def window_of(run: Run) -> Preprocessing:
+    """What every network that is trained on the run's data does with images."""
+    return preprocessing_for(run.data, preset_named(run.preset).image_size)
+
+
+def training_images(run: Run, window: Preprocessing) -> DataSet:
+    """The run's training images, enough for a batch."""
     data = open_data(run.data, "train", window, run.images)
     if len(data) < run.recipe.batch_size:
         raise UsageError(
@@ -180,32 +186,48 @@ def _freeze(model: Lctr, train_blocks: int | None) -> int:
     return frozen
 
 
+def image_batches(run: Run, data: DataSet, window: Preprocessing, step: Step, world: int = 1) -> ImageBatches:
+    """Batches of whole images: augmented as the recipe says, or held in memory.
+
+    Args:
+        run: says how.
+        data: its training images.
+        window: from image file to network.
+        step: where the progress of decoding goes.
+        world: processes that train together on one machine.
+    """
+    recipe = run.recipe
+    source: Source | None = _augmented(run, world, window)
+    if source is None:
+        source = PoolSource(pool_from_dataset(data, step("decode images")), window)
+    grid = preset_named(run.preset).grid
+    return ImageBatches(source, recipe.batch_size, recipe.cutmix, grid, len(data.class_names), recipe.repeats)
+
+
 def _batches(
     run: Run, fabric: Fabric, model: Lctr, frozen_blocks: int, data: DataSet, window: Preprocessing, step: Step
 ) -> Batches:
-    recipe, classes = run.recipe, len(data.class_names)
-    augmented = _augmented(run, fabric, window) if recipe.views or not frozen_blocks else None
-    if augmented and not frozen_blocks:
-        return ImageBatches(augmented, recipe.batch_size, recipe.cutmix, model.preset.grid, classes, recipe.repeats)
-    pool = pool_from_dataset(data, step("decode images"))
-    source = PoolSource(pool, window)
+    recipe = run.recipe
     if not frozen_blocks:
-        return ImageBatches(source, recipe.batch_size, recipe.cutmix, model.preset.grid, classes, recipe.repeats)
+        return image_batches(run, data, window, step, fabric.world_size)
+    augmented = _augmented(run, fabric.world_size, window) if recipe.views else None
+    pool = pool_from_dataset(data, step("decode images"))
     cached = frozen_outputs(
         model,
         frozen_blocks,
-        source,
+        PoolSource(pool, window),
         augmented,
         views=recipe.views,
         seed=recipe.schedule.seed,
         progress=step("backbone features"),
     )
-    return CachedBatches(cached, torch.from_numpy(pool.labels), recipe.batch_size, recipe.cutmix, classes)
+    labels = torch.from_numpy(pool.labels)
+    return CachedBatches(cached, labels, recipe.batch_size, recipe.cutmix, len(data.class_names))
 
 
-def _augmented(run: Run, fabric: Fabric, window: Preprocessing) -> AugmentedSource | None:
+def _augmented(run: Run, world: int, window: Preprocessing) -> AugmentedSource | None:
     if run.recipe.augmentation is None:
         return None
-    ahead = min(MOST_WORKERS, len(os.sched_getaffinity(0)) // fabric.world_size) if run.device == "cuda" else 0
+    ahead = min(MOST_WORKERS, len(os.sched_getaffinity(0)) // world) if run.device == "cuda" else 0
     data = open_data(run.data, "train", uncropped(window), run.images)
     return AugmentedSource(data, run.recipe.augmentation, window, ahead if run.workers is None else run.workers)

@@ -1,0 +1,231 @@
+"""FDDA: a generator whose images make a frozen network show the statistics of data nobody has here.
+
+The generator is trained on (arXiv:2109.04186; spec/fdda.md)
+
+    L = 0.5 CE(random labels) + 0.2 L_BNS + 0.9 L_D + 0.01 L_C + 0.5 CE(one class)
+
+L_BNS on the batch of random labels, L_D and L_C on the batch of one class, which is drawn among those that have a
+center and that the network recognizes. Without class statistics L_BNS and cross-entropy remain, without any
+cross-entropy and total variation.
+
+`PAPER` has the published constants. `FAST` is for calibration in minutes: a few hundred steps need a learning rate of
+1e-2, where 1e-3 is for 80,000, and 1.0 as the factor of L_BNS is a choice made on one small transformer.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from calib import generator
+from calib.alignment import Alignment
+from calib.generator import Generator, GeneratorConfig
+from calib.losses import total_variation
+from calib.observation import NOTHING, Observation, observing
+from calib.synthesis import Drawn
+from calib.teacher import Teacher
+from toolchain.errors import TrainingError, UsageError
+from toolchain.progress import Progress
+
+UNALIGNED = "no statistics: L_BNS, L_D and L_C were left out, total variation took their place"
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Factor of each term.
+
+    Attributes:
+        random_class: cross-entropy of the random-label batch.
+        single_class: cross-entropy of the single-class batch.
+        bns: global moments.
+        distorted: class center, noise added.
+        centralized: class center.
+        total_variation: smoothness prior, used only where no statistics say what images look like.
+    """
+
+    random_class: float = 0.5
+    single_class: float = 0.5
+    bns: float = 0.2
+    distorted: float = 0.9
+    centralized: float = 0.01
+    total_variation: float = 0.1
+
+
+@dataclass(frozen=True)
+class FddaConfig:
+    """How the generator is trained and sampled.
+
+    Attributes:
+        steps: optimizer steps.
+        batch: images per step of random labels, and as many of one class.
+        apart: the generator normalizes the two batches apart, as published, and not as one.
+        learning_rate: of Adam.
+        betas: of Adam.
+        decay_at: shares of the training after which the learning rate is multiplied by `decay`.
+        decay: factor.
+        harvests: points, evenly spaced over the second half of the training, at which images are drawn. A generator
+            of one moment is narrower than the same generator at several.
+        weights: of the losses.
+        generator: sizes.
+    """
+
+    steps: int
+    batch: int
+    apart: bool
+    learning_rate: float
+    betas: tuple[float, float]
+    decay_at: tuple[float, ...]
+    decay: float
+    harvests: int
+    weights: LossWeights
+    generator: GeneratorConfig
+
+    def __post_init__(self) -> None:
+        for name, value in (("steps", self.steps), ("harvests", self.harvests)):
+            if value < 1:
+                raise UsageError(f"{name} is {value}: give at least 1.")
+        if self.batch < 2:
+            raise UsageError(f"batch is {self.batch}, but BatchNorm in the generator compares images: give at least 2.")
+
+
+PAPER = FddaConfig(
+    steps=400 * 200,
+    batch=16,
+    apart=True,
+    learning_rate=1e-3,
+    betas=(0.5, 0.999),
+    decay_at=(0.25, 0.5, 0.75),
+    decay=0.1,
+    harvests=1,
+    weights=LossWeights(),
+    generator=generator.PAPER,
+)
+FAST = FddaConfig(
+    steps=150,
+    batch=8,
+    apart=False,
+    learning_rate=1e-2,
+    betas=(0.5, 0.999),
+    decay_at=(0.7, 0.9),
+    decay=0.3,
+    harvests=4,
+    weights=LossWeights(bns=1.0),
+    generator=generator.FAST,
+)
+PRESETS = {"fast": FAST, "paper": PAPER}
+
+
+@dataclass(frozen=True)
+class Fdda:
+    """The method.
+
+    Attributes:
+        config: how to train.
+        alignment: what to align images with; None: the network has no statistics that anybody knows.
+    """
+
+    config: FddaConfig
+    alignment: Alignment | None = None
+    labelled = True
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Losses that were left out."""
+        return self.alignment.missing if self.alignment else (UNALIGNED,)
+
+    def draw(self, teacher: Teacher, labels: Tensor, random: torch.Generator, progress: Progress) -> Drawn:
+        """Train a generator, and draw one image for each label (count,) on the way."""
+        view = self.alignment.view if self.alignment else NOTHING
+        with observing(teacher.model, view) as observation:
+            return _Training(self, teacher, observation, random).run(labels, progress)
+
+
+class _Training:
+    """The generator being trained, and drawn from."""
+
+    def __init__(self, method: Fdda, teacher: Teacher, observation: Observation, random: torch.Generator) -> None:
+        config = method.config
+        self._config, self._alignment, self._random = config, method.alignment, random
+        self._teacher, self._observation = teacher, observation
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(random.initial_seed())
+            sizes = (teacher.num_classes, teacher.image_size, teacher.mean, teacher.std)
+            self._generator = Generator(config.generator, *sizes).to(teacher.device)
+        self._optimizer = torch.optim.Adam(self._generator.parameters(), config.learning_rate, config.betas)
+        milestones = [round(share * config.steps) for share in config.decay_at]
+        self._schedule = torch.optim.lr_scheduler.MultiStepLR(self._optimizer, milestones, config.decay)
+        # A batch of one class is drawn among those that there is something to align it with.
+        guided = self._alignment.classes if self._alignment else ()
+        self._singles = guided or tuple(range(teacher.num_classes))
+
+    def run(self, labels: Tensor, progress: Progress) -> Drawn:
+        """All steps, and the images drawn after some of them."""
+        steps, harvests = self._config.steps, self._config.harvests
+        harvest_after = [math.ceil(steps * (0.5 + 0.5 * (h + 1) / harvests)) for h in range(harvests)]
+        shares = list(torch.tensor_split(labels, harvests))
+        images: list[NDArray[np.uint8]] = []
+        curve: list[dict[str, float]] = []
+        for step in range(1, steps + 1):
+            curve.append(self._step())
+            total = curve[-1]["total"]
+            if not math.isfinite(total):
+                raise TrainingError(f"the generator's loss is {total} at step {step}: lower the learning rate.")
+            while harvest_after and harvest_after[0] == step:
+                del harvest_after[0]
+                images += self._harvest(shares.pop(0))
+            progress(step, steps, f"loss {total:.3f}")
+        return Drawn(np.concatenate(images), by_term(curve))
+
+    def _step(self) -> dict[str, float]:
+        terms = self._terms()
+        total = torch.stack([getattr(self._config.weights, name) * term for name, term in terms.items()]).sum()
+        self._optimizer.zero_grad()
+        total.backward()
+        self._optimizer.step()
+        self._schedule.step()
+        return {"total": float(total.detach()), **{name: float(term.detach()) for name, term in terms.items()}}
+
+    def _terms(self) -> dict[str, Tensor]:
+        """The losses of one new pair of batches."""
+        batch = self._config.batch
+        mixed = torch.randint(self._teacher.num_classes, (batch,), generator=self._random)
+        single = self._singles[int(torch.randint(len(self._singles), (1,), generator=self._random))]
+        labels = torch.cat([mixed, torch.full((batch,), single)]).to(self._teacher.device)
+        images = self._generated(self._noise(2 * batch), labels)
+        entropy = F.cross_entropy(self._teacher.logits(images), labels, reduction="none")
+        terms = {"random_class": entropy[:batch].mean(), "single_class": entropy[batch:].mean()}
+        if self._alignment is None:
+            return terms | {"total_variation": total_variation(images)}
+        seen = self._observation.take()
+        halves = [layer[:batch] for layer in seen], [layer[batch:] for layer in seen]
+        return terms | self._alignment.losses(*halves, single, self._random)
+
+    def _generated(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Both batches, (2B, 3, S, S)."""
+        parts = 2 if self._config.apart else 1
+        return torch.cat([self._generator(*part) for part in zip(z.chunk(parts), labels.chunk(parts), strict=True)])
+
+    @torch.no_grad()
+    def _harvest(self, labels: Tensor) -> list[NDArray[np.uint8]]:
+        """One image per label. In whole batches, as in training: the generator's BatchNorm sees the batch."""
+        drawn: list[NDArray[np.uint8]] = []
+        batch = self._config.batch * (1 if self._config.apart else 2)
+        for start in range(0, len(labels), batch):
+            part = labels[start : start + batch]
+            # A short batch is filled up with its own labels, and the surplus thrown away.
+            filled = part[torch.arange(batch) % len(part)].to(self._teacher.device)
+            drawn.append(self._teacher.pixels(self._generator(self._noise(batch), filled)[: len(part)]))
+        return drawn
+
+    def _noise(self, count: int) -> Tensor:
+        return torch.randn(count, self._config.generator.latent, generator=self._random).to(self._teacher.device)
+
+
+def by_term(curve: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ...]]:
+    """Losses of each step -> values of each loss."""
+    return {name: tuple(terms[name] for terms in curve) for name in curve[0]}
