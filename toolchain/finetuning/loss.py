@@ -1,0 +1,38 @@
+"""What the student is driven by: the labels, and the teacher's soft answers."""
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Distillation(NamedTuple):
+    """A loss and its parts, each a scalar.
+
+    Attributes:
+        total: `cross_entropy + weight x T^2 x divergence`.
+        cross_entropy: against the labels, mean over images.
+        divergence: KL(teacher || student) of the answers at temperature T, mean over images *and classes*.
+    """
+
+    total: Tensor
+    cross_entropy: Tensor
+    divergence: Tensor
+
+
+def distillation(student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float, weight: float) -> Distillation:
+    """`CE + alpha T^2 KL` of spec/fdda.md.
+
+    The published code divides the divergence by the number of classes, too (torch's default reduction), and its alpha
+    of 20 is made for that; so it is here.
+
+    Args:
+        student, teacher: logits (B, C).
+        labels: (B,).
+        temperature: T, that both logits are divided by.
+        weight: alpha.
+    """
+    cross_entropy = F.cross_entropy(student, labels)
+    answers = (logits.div(temperature).log_softmax(1) for logits in (student, teacher))
+    divergence = F.kl_div(*answers, reduction="mean", log_target=True)
+    return Distillation(cross_entropy + weight * temperature**2 * divergence, cross_entropy, divergence)
