@@ -67,7 +67,8 @@ def test_every_command_explains_itself(command: str) -> None:
 
 def test_commands_stand_in_the_order_of_a_deployment() -> None:
     names = list(main.commands)
-    assert names[:8] == ["deploy", "train", "import", "statistics", "synthesize", "export", "quantize", "build"]
+    first = ["deploy", "train", "import", "statistics", "synthesize", "export", "quantize", "finetune", "build"]
+    assert names[:9] == first
 
 
 def test_a_deployment_machine_needs_no_training_stack(deployed: Deployed, tmp_path: Path) -> None:

@@ -70,7 +70,9 @@ class Schedule:
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("range_epochs", 1), ("learning_rate", 0.0)):
             if not getattr(self, name) >= least:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name):g} cannot be: give at least {least}.")
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {getattr(self, name):g} cannot be: give at least {least}."
+                )
 
     def rate(self, epoch: int) -> float:
         """Learning rate in an epoch."""

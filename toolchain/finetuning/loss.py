@@ -20,11 +20,13 @@ class Distillation(NamedTuple):
     divergence: Tensor
 
 
-def distillation(student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float, weight: float) -> Distillation:
+def distillation(
+    student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float, weight: float
+) -> Distillation:
     """`CE + alpha T^2 KL` of spec/fdda.md.
 
-    The published code divides the divergence by the number of classes, too (torch's default reduction), and its alpha
-    of 20 is made for that; so it is here.
+    The published code divides the divergence by the number of classes, too (torch's default reduction), and alpha = 20
+    was chosen with that; so it is here.
 
     Args:
         student, teacher: logits (B, C).
@@ -34,5 +36,6 @@ def distillation(student: Tensor, teacher: Tensor, labels: Tensor, *, temperatur
     """
     cross_entropy = F.cross_entropy(student, labels)
     answers = (logits.div(temperature).log_softmax(1) for logits in (student, teacher))
-    divergence = F.kl_div(*answers, reduction="mean", log_target=True)
+    # Not reduction="mean", which torch warns will be the mean over images alone one day.
+    divergence = F.kl_div(*answers, reduction="none", log_target=True).mean()
     return Distillation(cross_entropy + weight * temperature**2 * divergence, cross_entropy, divergence)

@@ -111,7 +111,9 @@ class ActivationQuantizer(nn.Module):
             return
         least, largest = float(values.min()), float(values.max())
         if not (math.isfinite(least) and math.isfinite(largest)):
-            raise ModelError(f"Tensor '{self.tensor}' holds NaN or infinity: no range covers it; check the float model.")
+            raise ModelError(
+                f"Tensor '{self.tensor}' holds NaN or infinity: no range covers it; check the float model."
+            )
         now, before = max(-least, largest), float(self.amax)
         seen = float(self.maximum) > -math.inf
         self.amax.fill_(decay * before + (1 - decay) * now if seen else now)

@@ -329,9 +329,7 @@ def _range_of(quantizer: ActivationQuantizer) -> TensorRange:
     # In double precision, so that the division by the largest level gives the scale back, to the bit.
     amax = float(quantizer.used_scale) * quantizer.levels.largest
     method = KNOWN if quantizer.known else LEARNED if quantizer.scale.requires_grad else OBSERVED
-    return TensorRange(
-        amax, method, quantizer.relative_error, float(quantizer.minimum), float(quantizer.maximum)
-    )
+    return TensorRange(amax, method, quantizer.relative_error, float(quantizer.minimum), float(quantizer.maximum))
 
 
 def _torch_weight(constants: Constants, site: Site) -> np.ndarray:

@@ -1,0 +1,349 @@
+"""`lctr finetune`: from a network and images on disk to a tuned checkpoint and the Q/DQ graph that computes the same."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from calib import image_set
+from calib import ranges as range_files
+from engines.registry import open_engine
+from exporters.files import read_onnx, write_onnx
+from toolchain import quantization, stages
+from toolchain.artifacts import Made, code_version, load, read_sidecar, reusable, seal, sha256_of, sidecar_of, writing
+from toolchain.calibration import Stated
+from toolchain.data.sources import files_of, open_data
+from toolchain.errors import DataError, ModelError, ParityError, UsageError, chosen
+from toolchain.evaluation import batches
+from toolchain.finetuning.factory import network_from_factory, weights_sha256
+from toolchain.finetuning.loop import Images, Schedule, finetune, measure, write_log
+from toolchain.finetuning.student import Bits, Form, Student, logits_of, student_from_float
+from toolchain.model import checkpoint
+from toolchain.model.cdm import TAPS
+from toolchain.model.deployment import DeployedLctr
+from toolchain.model.lctr import Lctr, Localized
+from toolchain.preprocessing import Preprocessing, imagenet
+from toolchain.progress import Step, unwatched
+
+NETWORK = "network"
+"""Kind of a tuned checkpoint that is no localizer."""
+CODE = ("toolchain/finetuning", "toolchain/model", "exporters")
+MEASURED = 256
+"""Images that the result is compared with the teacher on, and the error of its ranges measured, at most."""
+COMPARED = 16
+"""Images that the graph is compared with the student on."""
+TOLERANCE = 0.1
+"""Of the largest logit. Rounding alone: where sums are added in another order a value next to the middle between two
+levels takes the other one. What was placed or scaled otherwise is far beyond."""
+DEVICES = {"cpu": lambda: True, "cuda": torch.cuda.is_available}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a fine-tuning, whichever network it is of.
+
+    Attributes:
+        images: folder of synthetic images; a set of ours brings its labels.
+        bits: of the quantizers.
+        schedule: of the tuning.
+        real_images: folder of real images without labels.
+        data: data set whose training images are real images with labels.
+        count: of those, at most.
+        keep_float: patterns of products to leave float.
+        equalize: whether the spread between an activation's channels moves into the weights first.
+        device: `cpu` or `cuda`.
+    """
+
+    images: Path
+    bits: Bits
+    schedule: Schedule
+    real_images: Path | None = None
+    data: str | None = None
+    count: int | None = None
+    keep_float: tuple[str, ...] = ()
+    equalize: bool = True
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.real_images and self.data:
+            raise UsageError("--real-images and --data both name real images: leave one out.")
+        if self.count is not None and not (self.data or self.real_images):
+            raise UsageError("--count is of real images: name them with --real-images or --data.")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the result depends on, beside files."""
+        kept = {"data": self.data, "count": self.count, "keep_float": [*self.keep_float], "equalize": self.equalize}
+        return {**asdict(self.bits), **asdict(self.schedule), **kept, "device": self.device}
+
+    def inputs(self, window: Preprocessing) -> dict[str, Path]:
+        """The files and folders that it depends on."""
+        found = {"images": self.images, **(files_of(self.data, window) if self.data else {})}
+        return found | ({"real images": self.real_images} if self.real_images else {})
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A finished fine-tuning.
+
+    Attributes:
+        checkpoint: tuned parameters, float.
+        quantized: the Q/DQ graph.
+        deviation: of the graph's logits from the student's on the first images, over the largest logit; None: reused.
+    """
+
+    checkpoint: Made
+    quantized: Made
+    deviation: float | None
+
+
+def float_of(output: Path) -> Path:
+    """Where the float graph of a tuned checkpoint stands."""
+    return output.with_suffix(".onnx")
+
+
+def quantized_of(output: Path) -> Path:
+    """Where its Q/DQ graph stands; the ranges are beside it."""
+    return output.with_suffix(".int8.onnx")
+
+
+def log_of(output: Path) -> Path:
+    """Where the table of its epochs stands."""
+    return output.with_suffix(".log.csv")
+
+
+def finetuned_localizer(model: Path, output: Path, asked: Asked, step: Step = unwatched) -> Finetuned:
+    """Tune a localizer of ours; the result is a checkpoint like any other, with its Q/DQ graph beside it.
+
+    Raises:
+        LctrError: the checkpoint, the images or an option cannot be used, or the tuning diverged.
+    """
+    card = checkpoint.card_of(model)
+    window = card.preprocessing
+    identity = _Identity(checkpoint.KIND, asked.parameters, {"model": model, **asked.inputs(window)})
+    if found := identity.finished(output):
+        return found
+    localizer, _ = checkpoint.load(model)
+    form = Form(window.image_size, card.to_metadata(), Localized._fields, window.largest, asked.keep_float)
+
+    def write(student: Student) -> None:
+        tuned = localizer_from_deployed(localizer, student.network_state())
+        checkpoint.save(tuned, card, output)
+
+    def export(student: Student) -> None:
+        stages.float_onnx(output, float_of(output))
+
+    return _finetuned(DeployedLctr(localizer), form, window, output, asked, identity, write, export, step)
+
+
+def finetuned_network(
+    guide: str, stated: Stated, num_classes: int | None, output: Path, asked: Asked, step: Step = unwatched
+) -> Finetuned:
+    """Tune anybody's classifier; the result is its state dict in safetensors, with its Q/DQ graph beside it.
+
+    Args:
+        guide: `package.module:factory` of the float network, its weights loaded.
+        stated: what its images are.
+        num_classes: that it must have; None: whatever it has.
+        output: .safetensors file to write.
+        asked: the rest.
+        step: of the run.
+
+    Raises:
+        LctrError: the network, the images or an option cannot be used, or the tuning diverged.
+    """
+    window = _window(stated)
+    network = network_from_factory(guide).eval()
+    _check_classes(network, guide, window.image_size, num_classes)
+    parameters = {"guide": guide, "guide_sha256": weights_sha256(network), **stated.parameters, **asked.parameters}
+    identity = _Identity(NETWORK, parameters, asked.inputs(window))
+    if found := identity.finished(output):
+        return found
+    form = Form(window.image_size, largest_pixel=window.largest, keep_float=asked.keep_float)
+
+    def write(student: Student) -> None:
+        weights = {name: value.contiguous() for name, value in student.network_state().items()}
+        with writing(output) as temporary:
+            save_file(weights, temporary)
+
+    def export(student: Student) -> None:
+        with writing(float_of(output)) as temporary:
+            write_onnx(form.graph_of(student.plain()), temporary)
+        inputs = {"model": output}
+        seal(float_of(output), stages.ONNX, inputs=inputs, code=code_version(*CODE))
+
+    return _finetuned(network, form, window, output, asked, identity, write, export, step)
+
+
+def localizer_from_deployed(localizer: Lctr, state: Mapping[str, Tensor]) -> Lctr:
+    """A localizer with the parameters of its deployed form, whose kernels have their nine taps in one row.
+
+    Args:
+        localizer: of the same shape; not changed.
+        state: of the `DeployedLctr`.
+    """
+    tuned = copy.deepcopy(localizer)
+    experts, classes, dim = tuned.CDM.weight.shape[:3]
+    side = round(TAPS**0.5)
+    rows = state["head.kernels.weight"].reshape(experts, classes, side, side, dim)
+    shared = {name: value for name, value in state.items() if not name.startswith("head.")}
+    tuned.load_state_dict(
+        {**shared, "CDM.weight": rows.permute(0, 1, 4, 2, 3).contiguous(), "CDM.bias": state["head.bias"]}
+    )
+    return tuned
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What a tuned checkpoint depends on."""
+
+    kind: str
+    parameters: Mapping[str, Any]
+    inputs: Mapping[str, Path]
+
+    def finished(self, output: Path) -> Finetuned | None:
+        """What an earlier run of the same left, if it is whole."""
+        code = code_version(*CODE)
+        found = reusable(output, self.kind, parameters=self.parameters, inputs=self.inputs, code=code)
+        whole = found and quantized_of(output).exists() and sidecar_of(quantized_of(output)).exists()
+        if not found or not whole:
+            return None
+        return Finetuned(Made(found, True), Made(load(quantized_of(output), quantization.ONNX_INT8), True), None)
+
+
+def _finetuned(
+    network: nn.Module,
+    form: Form,
+    window: Preprocessing,
+    output: Path,
+    asked: Asked,
+    identity: _Identity,
+    write: Callable[[Student], None],
+    export: Callable[[Student], None],
+    step: Step,
+) -> Finetuned:
+    """Tune, write the checkpoint, export it, and put Q/DQ where the student had it."""
+    device = _device(asked.device)
+    synthetic, real = _images(asked.images, window), _real(asked, window)
+    student = student_from_float(network, form, asked.bits, synthetic.pixels if asked.equalize else None)
+    state = output.with_name(f"{output.name}.state")
+    sha256 = {role: sha256_of(path) for role, path in identity.inputs.items()}
+    logs = finetune(
+        student.to(device),
+        network.to(device),
+        synthetic,
+        asked.schedule,
+        real=real,
+        state=state,
+        identity=repr((identity.parameters, sha256)),
+        epoch_end=lambda logs: write_log(logs, log_of(output)),
+        progress=step("fine-tune"),
+    )
+    student.cpu()
+    network.cpu()
+    measured = synthetic.pixels[:MEASURED]
+    answers = measure(student, measured)
+    with torch.no_grad():
+        expected = torch.cat([logits_of(network, some) for some in measured.split(32)])
+    facts = {
+        "labels": "recorded" if synthetic.labels is not None else "predicted by the teacher",
+        "agreement": float((answers.argmax(1) == expected.argmax(1)).double().mean()),
+        "epochs": [asdict(log) for log in logs],
+    }
+    write(student)
+    code = code_version(*CODE)
+    artifact = seal(
+        output, identity.kind, parameters=identity.parameters, inputs=identity.inputs, metadata=facts, code=code
+    )
+    step("export")
+    export(student)
+    ranges = student.ranges(read_onnx(float_of(output)), len(synthetic.pixels))
+    range_files.save(ranges, quantization.ranges_of(quantized_of(output)))
+    quantized = quantization.int8_from_ranges(
+        float_of(output),
+        quantization.ranges_of(quantized_of(output)),
+        quantized_of(output),
+        keep_float=asked.keep_float,
+    )
+    deviation = _deviation(quantized_of(output), measured[:COMPARED], answers[:COMPARED])
+    state.unlink(missing_ok=True)
+    return Finetuned(Made(artifact, False), quantized, deviation)
+
+
+def _deviation(graph: Path, pixels: Tensor, logits: Tensor) -> float:
+    """Largest difference of the graph's logits from the student's, over the student's largest."""
+    with open_engine(graph) as session:
+        found = session.run({"image": pixels.numpy()})["logits"]
+    deviation = float(np.abs(found - logits.numpy()).max() / logits.abs().max())
+    if deviation > TOLERANCE:
+        raise ParityError(
+            f"{graph} deviates from the student by {deviation:.2g} of its largest logit, more than {TOLERANCE:g}: do "
+            "not use the file; report it with the network's name."
+        )
+    return deviation
+
+
+def _images(folder: Path, window: Preprocessing, limit: int | None = None) -> Images:
+    """A folder of images; labels only where a synthetic set records them."""
+    arrays = [*image_set.stream(folder, window.crop, limit=limit)]
+    side = window.image_size
+    if other := next((a.shape for a in arrays if a.shape != (side, side, 3)), None):
+        raise DataError(f"{folder} holds images of {other[1]} x {other[0]}, not {side} x {side}: make them anew.")
+    labels = None
+    if sidecar_of(folder).exists() and read_sidecar(folder).kind == image_set.KIND:
+        recorded = read_sidecar(folder).metadata["labels"]
+        # A file of a synthetic set is named for its place in it.
+        places = [int(file.name.partition("_")[0]) for file in image_set.listed(folder, limit)]
+        labels = torch.tensor([recorded[place] for place in places])
+    return Images(torch.from_numpy(window.normalize(np.stack(arrays))), labels)
+
+
+def _real(asked: Asked, window: Preprocessing) -> Images | None:
+    if asked.real_images:
+        return Images(_images(asked.real_images, window, asked.count).pixels)
+    if not asked.data:
+        return None
+    found = [
+        (images, labels)
+        for images, labels, _ in batches(open_data(asked.data, "train", window, asked.count), window, 32)
+    ]
+    pixels = torch.from_numpy(np.concatenate([images for images, _ in found]))
+    return Images(pixels, torch.tensor([label for _, labels in found for label in labels]))
+
+
+def _device(name: str) -> torch.device:
+    if not chosen("--device", name, DEVICES)():
+        raise UsageError(f"--device {name} needs an NVIDIA GPU and a CUDA build of torch, and there is none: use cpu.")
+    return torch.device(name)
+
+
+def _window(stated: Stated) -> Preprocessing:
+    if stated.mean is None or stated.std is None or stated.image_size is None:
+        raise UsageError(
+            "A guide does not say what its images are: give --image-size, --mean and --std, per channel of pixels in "
+            "[0, 1], such as --image-size 224 --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225."
+        )
+    if min(stated.std) <= 0 or stated.image_size < 1:
+        raise UsageError(f"--image-size {stated.image_size} or --std {stated.std} cannot be: both are over 0.")
+    return Preprocessing(stated.image_size, imagenet(stated.image_size).resize, stated.mean, stated.std)
+
+
+def _check_classes(network: nn.Module, guide: str, size: int, num_classes: int | None) -> None:
+    try:
+        with torch.no_grad():
+            logits = logits_of(network, torch.zeros(1, 3, size, size))
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise ModelError(
+            f"--guide {guide} does not take images of {size} x {size} pixels ({error}): check --image-size."
+        ) from error
+    if logits.ndim != 2 or num_classes not in (None, logits.shape[1]):
+        raise ModelError(
+            f"--guide {guide} returns {tuple(logits.shape)} for an image, not logits of "
+            f"{num_classes or 'all its'} classes: check --num-classes, or wrap it in a module that returns them."
+        )
