@@ -630,13 +630,9 @@ def finetune(
         record = {"path": str(output), "quantized": str(quantized.path), "reused": done.checkpoint.reused}
         _print_json({**record, "deviation": done.deviation, **_kept(facts, "labels", "agreement", "epochs")})
         return
-    first, last = facts["epochs"][0], facts["epochs"][-1]
-    click.echo(
-        f"Labels: {facts['labels']}. Loss {first['loss']:.4g} in the first epoch, {last['loss']:.4g} in the last."
-    )
-    click.echo(
-        f"On {facts['agreement']:.1%} of the synthetic images the quantized network predicts the teacher's class."
-    )
+    first, last = facts["epochs"][0]["loss"], facts["epochs"][-1]["loss"]
+    click.echo(f"Labels {facts['labels']}. Loss {first:.4g} in the first epoch, {last:.4g} in the last.")
+    click.echo(f"On {facts['agreement']:.1%} of the synthetic images it predicts the teacher's class.")
     if done.deviation is not None:
         click.echo(f"{quantized.path.name} deviates from it by {done.deviation:.1e} of its largest logit.")
     click.echo(f"{quantized.path}\n{ranges_of(quantized.path)}\n{run.log_of(output)}")

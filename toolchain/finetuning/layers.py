@@ -1,4 +1,4 @@
-"""A linear or a convolution as the deployed graph computes it: both operands quantized, its BatchNorm in its weights."""
+"""A linear or a convolution as the deployed graph computes it: operands quantized, its BatchNorm in its weights."""
 
 from collections.abc import Sequence
 from enum import Enum

@@ -14,24 +14,11 @@ from torch.optim import SGD
 
 from toolchain.artifacts import writing
 from toolchain.errors import DataError, TrainingError, UsageError
+from toolchain.finetuning.images import Images
 from toolchain.finetuning.layers import Phase
 from toolchain.finetuning.loss import distillation
 from toolchain.finetuning.student import Student, logits_of
 from toolchain.progress import Progress, silent
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images in memory.
-
-    Attributes:
-        pixels: (N, 3, S, S) float32, normalized.
-        labels: (N,) int64; None: the teacher's predictions are taken for them.
-    """
-
-    pixels: Tensor
-    labels: Tensor | None = None
-
 
 Source = Images | Callable[[int], Images]
 """The images of every epoch, or epoch -> its images, where a generator makes new ones each time."""

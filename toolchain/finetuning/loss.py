@@ -29,7 +29,8 @@ def distillation(
     was chosen with that; so it is here.
 
     Args:
-        student, teacher: logits (B, C).
+        student: its logits (B, C).
+        teacher: its logits (B, C).
         labels: (B,).
         temperature: T, that both logits are divided by.
         weight: alpha.

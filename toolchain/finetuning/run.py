@@ -1,4 +1,4 @@
-"""`lctr finetune`: from a network and images on disk to a tuned checkpoint and the Q/DQ graph that computes the same."""
+"""`lctr finetune`: from a network and images on disk to a tuned checkpoint and a Q/DQ graph that computes the same."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -11,18 +11,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from calib import image_set
 from calib import ranges as range_files
 from engines.registry import open_engine
 from exporters.files import read_onnx, write_onnx
 from toolchain import quantization, stages
-from toolchain.artifacts import Made, code_version, load, read_sidecar, reusable, seal, sha256_of, sidecar_of, writing
+from toolchain.artifacts import Made, code_version, load, reusable, seal, sha256_of, sidecar_of, writing
 from toolchain.calibration import Stated
-from toolchain.data.sources import files_of, open_data
-from toolchain.errors import DataError, ModelError, ParityError, UsageError, chosen
-from toolchain.evaluation import batches
+from toolchain.data.sources import files_of
+from toolchain.errors import ModelError, ParityError, UsageError, chosen
 from toolchain.finetuning.factory import network_from_factory, weights_sha256
-from toolchain.finetuning.loop import Images, Schedule, finetune, measure, write_log
+from toolchain.finetuning.images import Images, images_in, training_images
+from toolchain.finetuning.loop import Schedule, finetune, measure, write_log
 from toolchain.finetuning.student import Bits, Form, Student, logits_of, student_from_float
 from toolchain.model import checkpoint
 from toolchain.model.cdm import TAPS
@@ -86,6 +85,12 @@ class Asked:
         """The files and folders that it depends on."""
         found = {"images": self.images, **(files_of(self.data, window) if self.data else {})}
         return found | ({"real images": self.real_images} if self.real_images else {})
+
+    def real(self, window: Preprocessing) -> Images | None:
+        """The real images, if there are any: with labels only from a data set."""
+        if self.real_images:
+            return Images(images_in(self.real_images, window, self.count).pixels)
+        return training_images(self.data, window, self.count) if self.data else None
 
 
 @dataclass(frozen=True)
@@ -230,7 +235,7 @@ def _finetuned(
 ) -> Finetuned:
     """Tune, write the checkpoint, export it, and put Q/DQ where the student had it."""
     device = _device(asked.device)
-    synthetic, real = _images(asked.images, window), _real(asked, window)
+    synthetic, real = images_in(asked.images, window), asked.real(window)
     student = student_from_float(network, form, asked.bits, synthetic.pixels if asked.equalize else None)
     state = output.with_name(f"{output.name}.state")
     sha256 = {role: sha256_of(path) for role, path in identity.inputs.items()}
@@ -287,34 +292,6 @@ def _deviation(graph: Path, pixels: Tensor, logits: Tensor) -> float:
             "not use the file; report it with the network's name."
         )
     return deviation
-
-
-def _images(folder: Path, window: Preprocessing, limit: int | None = None) -> Images:
-    """A folder of images; labels only where a synthetic set records them."""
-    arrays = [*image_set.stream(folder, window.crop, limit=limit)]
-    side = window.image_size
-    if other := next((a.shape for a in arrays if a.shape != (side, side, 3)), None):
-        raise DataError(f"{folder} holds images of {other[1]} x {other[0]}, not {side} x {side}: make them anew.")
-    labels = None
-    if sidecar_of(folder).exists() and read_sidecar(folder).kind == image_set.KIND:
-        recorded = read_sidecar(folder).metadata["labels"]
-        # A file of a synthetic set is named for its place in it.
-        places = [int(file.name.partition("_")[0]) for file in image_set.listed(folder, limit)]
-        labels = torch.tensor([recorded[place] for place in places])
-    return Images(torch.from_numpy(window.normalize(np.stack(arrays))), labels)
-
-
-def _real(asked: Asked, window: Preprocessing) -> Images | None:
-    if asked.real_images:
-        return Images(_images(asked.real_images, window, asked.count).pixels)
-    if not asked.data:
-        return None
-    found = [
-        (images, labels)
-        for images, labels, _ in batches(open_data(asked.data, "train", window, asked.count), window, 32)
-    ]
-    pixels = torch.from_numpy(np.concatenate([images for images, _ in found]))
-    return Images(pixels, torch.tensor([label for _, labels in found for label in labels]))
 
 
 def _device(name: str) -> torch.device:
