@@ -1,4 +1,4 @@
-"""Fewer than 8 bits in int8 Q/DQ (rule 11): levels and clipping worked out by hand, as ONNX's reference computes them."""
+"""Fewer than 8 bits in int8 Q/DQ (rule 11): levels and clipping worked out by hand, as ONNX's reference has them."""
 
 import numpy as np
 import pytest

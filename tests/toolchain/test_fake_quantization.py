@@ -42,7 +42,7 @@ def test_a_learned_scale_gets_the_gradient_of_lsq() -> None:
     values = torch.tensor([[0.3, -10.0], [1.25, 4.5]])
     scale = torch.tensor(0.5, requires_grad=True)
     fake_quantize(values, scale, FOUR).sum().backward()
-    # Within: round(v) - v, that is 1 - 0.6 and 2 - 2.5; beyond: the end, -8 and 7. Two values an image: 1 / sqrt(2 x 7).
+    # Within: round(v) - v, so 1 - 0.6 and 2 - 2.5; beyond: the end, -8 and 7. Two values an image: 1 / sqrt(2 x 7).
     assert scale.grad is not None
     assert float(scale.grad) == pytest.approx((0.4 - 8 - 0.5 + 7) / math.sqrt(14))
 
