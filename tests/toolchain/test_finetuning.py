@@ -186,9 +186,8 @@ def test_tuning_brings_the_student_nearer_to_its_teacher(untuned: Student) -> No
 
 def test_a_rate_of_zero_observes_ranges_and_tunes_nothing(untuned: Student) -> None:
     calibrated, _ = tuned(untuned, replace(FAST, learning_rate=0.0))
-    assert {
-        name: bool(torch.equal(v, tiny_resnet().state_dict()[name])) for name, v in calibrated.network_state().items()
-    }
+    before = tiny_resnet().state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in calibrated.network_state().items())
     assert all(quantizer.amax > 0 for quantizer in calibrated.quantizers)
 
 
@@ -204,9 +203,8 @@ def test_ranges_are_those_of_synthetic_images_and_are_frozen(untuned: Student) -
 def test_scales_move_only_where_they_are_learned(untuned: Student) -> None:
     learned, _ = tuned(untuned, replace(FAST, learn_scales=True))
     frozen, _ = tuned(untuned)
-    assert all(
-        one.used_scale != other.used_scale for one, other in zip(learned.quantizers, frozen.quantizers, strict=True)
-    )
+    pairs = zip(learned.quantizers, frozen.quantizers, strict=True)
+    assert all(one.used_scale != other.used_scale for one, other in pairs)
     graph = learned.form.graph_of(learned.plain())
     assert {found.method for found in learned.ranges(graph, 24).tensors.values()} == {"learned"}
 
