@@ -120,7 +120,7 @@ def test_it_stands_where_the_export_quantizes(untuned: Student) -> None:
 
 
 def test_a_graph_of_other_weights_is_refused(untuned: Student, student: Student) -> None:
-    with pytest.raises(ParityError, match=r"Weight 'stem.weight' of stem/Conv is not what was fine-tuned"):
+    with pytest.raises(ParityError, match=r"The product at 'stem' is not what was fine-tuned"):
         student.ranges(untuned.form.graph_of(untuned.plain()), 24)
 
 

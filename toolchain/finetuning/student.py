@@ -28,7 +28,7 @@ from exporters.equalization import equalizable, exponents_of
 from exporters.placement import Constants, Placement, Site, casts_of
 from exporters.qdq import graph_hash
 from exporters.scales import INT8, Levels, levels_of_bits
-from exporters.torch_export import INPUT, onnx_from_torch
+from exporters.torch_export import INPUT, evaluating, onnx_from_torch
 from toolchain.errors import ModelError, ParityError, UsageError
 from toolchain.finetuning.layers import BatchNorm, Phase, Product, QuantizedLayer
 from toolchain.finetuning.quantizers import ActivationQuantizer
@@ -123,7 +123,7 @@ class Student(nn.Module):
     @property
     def layers(self) -> list[QuantizedLayer]:
         """Quantized products in graph order."""
-        return [self._layer(path) for path in self._paths]
+        return [_quantized(self.network, path) for path in self._paths]
 
     @property
     def quantizers(self) -> list[ActivationQuantizer]:
@@ -152,7 +152,7 @@ class Student(nn.Module):
         """The float network to export, on the CPU: every BatchNorm that the graph folds is folded."""
         network = copy.deepcopy(self.network).cpu()
         for path in self._paths:
-            network.set_submodule(path, copy.deepcopy(self._layer(path)).cpu().folded(), strict=True)
+            network.set_submodule(path, _quantized(network, path).folded(), strict=True)
         return network.eval()
 
     def network_state(self) -> dict[str, Tensor]:
@@ -177,16 +177,18 @@ class Student(nn.Module):
         Raises:
             ParityError: a weight of the graph is not the student's, bit for bit.
         """
-        sites, constants = self.form.placement_in(graph).sites, Constants(graph)
+        sites, constants = {s.module: s for s in self.form.placement_in(graph).sites}, Constants(graph)
         by_path = dict(zip(self._paths, self.layers, strict=True))
-        for site in sites:
-            layer = by_path.get(site.module)
-            if layer is None or not np.array_equal(_torch_weight(constants, site), _numpy(layer.float_weight)):
+        for path in {**by_path, **sites}:
+            same = path in by_path and path in sites
+            if not (same and np.array_equal(_torch_weight(constants, sites[path]), _numpy(by_path[path].float_weight))):
                 raise ParityError(
-                    f"Weight '{site.weight}' of {site.name} is not what was fine-tuned: the graph was not exported "
-                    "from this student; export it again."
+                    f"The product at '{path}' is not what was fine-tuned: the graph was not exported from this student, "
+                    "or the export places or folds it otherwise; keep it float with --keep-float."
                 )
-        exponents = {s.activation: by_path[s.module].exponents for s in sites if any(by_path[s.module].exponents)}
+        exponents = {
+            site.activation: by_path[path].exponents for path, site in sites.items() if any(by_path[path].exponents)
+        }
         even, _ = equalized_of(graph, exponents)
         tensors: dict[str, TensorRange] = {}
         levels: dict[str, Levels] = {}
@@ -196,11 +198,6 @@ class Student(nn.Module):
             levels |= {site.activation: layer.activation.levels, site.weight: layer.levels}
         narrow = {name: (held.least, held.largest) for name, held in levels.items() if held != INT8}
         return Ranges(graph_hash(graph), OBSERVED, images, tensors, exponents, narrow)
-
-    def _layer(self, path: str) -> QuantizedLayer:
-        layer = self.network.get_submodule(path)
-        assert isinstance(layer, QuantizedLayer)
-        return layer
 
 
 def student_from_float(network: nn.Module, form: Form, bits: Bits, equalize_on: Tensor | None = None) -> Student:
@@ -301,7 +298,7 @@ def _exponents(
         for name, module in watched.items()
     ]
     try:
-        with torch.no_grad():
+        with evaluating(network), torch.no_grad():
             for some in images[:IMAGES].split(16):
                 network(some)
     finally:
@@ -323,6 +320,12 @@ def _quantizers(even: "onnx.ModelProto", form: Form, bits: Bits) -> dict[str, Ac
         name: ActivationQuantizer(name, width, form.largest_pixel if name in images else None)
         for name, width in most.items()
     }
+
+
+def _quantized(network: nn.Module, path: str) -> QuantizedLayer:
+    layer = network.get_submodule(path)
+    assert isinstance(layer, QuantizedLayer)
+    return layer
 
 
 def _range_of(quantizer: ActivationQuantizer) -> TensorRange:
