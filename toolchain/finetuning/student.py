@@ -183,8 +183,8 @@ class Student(nn.Module):
             same = path in by_path and path in sites
             if not (same and np.array_equal(_torch_weight(constants, sites[path]), _numpy(by_path[path].float_weight))):
                 raise ParityError(
-                    f"The product at '{path}' is not what was fine-tuned: the graph was not exported from this student, "
-                    "or the export places or folds it otherwise; keep it float with --keep-float."
+                    f"The product at '{path}' is not what was fine-tuned: the graph was not exported from this "
+                    "student, or the export places or folds it otherwise; keep it float with --keep-float."
                 )
         exponents = {
             site.activation: by_path[path].exponents for path, site in sites.items() if any(by_path[path].exponents)
