@@ -90,15 +90,13 @@ def test_a_guide_becomes_a_state_dict_and_a_graph_of_four_bits(tmp_path: Path) -
         (("--guide", "tiny_tuning:absent", *GUIDE[2:], *NORMALIZED), "module 'tiny_tuning' has no function 'absent'"),
         (("--guide", "nowhere:made", *GUIDE[2:], *NORMALIZED), "there is no module 'nowhere': correct the name."),
         (GUIDE, "A guide does not say what its images are: give --image-size, --mean and --std"),
-        (("--guide", "tiny_tuning", *GUIDE[2:]), "give package.module:factory."),
+        (("--guide", "tiny_tuning", *GUIDE[2:], *NORMALIZED), "give package.module:factory."),
         ((*GUIDE, *NORMALIZED, "--weight-bits", "9"), "--weight-bits 9 cannot be: give 4 to 8."),
         ((*GUIDE, *NORMALIZED, "--count", "3"), "--count is of real images"),
         ((*GUIDE, *NORMALIZED, "--real-images", "x", "--data", "shapes"), "both name real images: leave one out."),
     ],
 )
 def test_what_cannot_be_meant_is_refused(arguments: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
-    if "--guide" in arguments and "--mean" not in arguments and "tiny_tuning" in arguments:
-        arguments = (*arguments, *NORMALIZED)
     told = lctr("finetune", *arguments, "--images", tmp_path, "-o", tmp_path / "tuned.safetensors")
     assert told.exit_code == 2, told.output
     assert sentence in told.stderr

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from toolchain.artifacts import writing
-from toolchain.errors import DataError, TrainingError, UsageError
+from toolchain.errors import DataError, ModelError, TrainingError, UsageError
 from toolchain.finetuning.images import Images
 from toolchain.finetuning.layers import Phase
 from toolchain.finetuning.loss import distillation
@@ -121,7 +121,8 @@ def finetune(
 
     Raises:
         DataError: no image, or labels that the network has no class for.
-        TrainingError: the loss is no longer finite.
+        ModelError: the float network holds what no range covers.
+        TrainingError: the student is no longer finite.
         UsageError: `state` belongs to another run.
     """
     loop = _Loop(student, teacher.eval(), synthetic, real, schedule, progress)
@@ -210,12 +211,15 @@ class _Loop:
         beside = self._rows_of_real(generator)
         sums = torch.zeros(5, dtype=torch.float64)
         for step, rows in enumerate(passes, 1):
-            sums += self._step(rows, beside, observes)
+            try:
+                sums += self._step(rows, beside, observes)
+            except ModelError as error:
+                # The first step sees what the float model makes of images, all others what the tuning made of it.
+                if epoch == 0 and step == 1:
+                    raise
+                raise self._diverged(epoch, step) from error
             if not math.isfinite(float(sums[1])):
-                raise TrainingError(
-                    f"the loss is no longer finite in epoch {epoch}, step {step}: lower --learning-rate "
-                    f"({schedule.learning_rate:g})."
-                )
+                raise self._diverged(epoch, step)
             note = f"loss {sums[1] / sums[0]:.3f} agreement {sums[4] / sums[0]:.1%}"
             self._progress(epoch * len(passes) + step, schedule.epochs * len(passes), note)
         images, *means = sums.tolist()
@@ -259,6 +263,12 @@ class _Loop:
         self._student.phase(Phase.PLAIN)
         self._optimizer.step()
         return sums
+
+    def _diverged(self, epoch: int, step: int) -> TrainingError:
+        rate = self._schedule.learning_rate
+        return TrainingError(
+            f"the student is no longer finite in epoch {epoch}, step {step}: lower --learning-rate ({rate:g})."
+        )
 
     def _rows_of_real(self, generator: torch.Generator) -> Iterator[Tensor]:
         """Rows of the real images for one step after the other, in a new order each time they are through."""

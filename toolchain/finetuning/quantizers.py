@@ -43,14 +43,16 @@ class _FakeQuantize(Function):
         within = (level >= levels.least) & (level <= levels.largest)
         level = level.clamp(levels.least, levels.largest)
         ctx.save_for_backward(within, torch.where(within, level - ratio, level) if scale.requires_grad else None)
-        ctx.weight = 1 / math.sqrt(values[0].numel() * levels.largest)
+        ctx.shape, ctx.weight = scale.shape, 1 / math.sqrt(values[0].numel() * levels.largest)
         return level * scale
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
         within, by_scale = ctx.saved_tensors
-        of_scale = None if by_scale is None else (gradients[0] * by_scale).sum() * ctx.weight
-        return gradients[0] * within, of_scale, None
+        if by_scale is None:
+            return gradients[0] * within, None, None
+        of_scale = (gradients[0] * by_scale).sum() * ctx.weight
+        return gradients[0] * within, of_scale.reshape(ctx.shape), None
 
 
 class ActivationQuantizer(nn.Module):
