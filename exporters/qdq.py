@@ -199,7 +199,9 @@ class _Inserted:
         """A Clip of `tensor` to what its levels stand for; returns the tensor for the pair to read (rule 11)."""
         (output,) = self._new(f"{tensor}/clipped")
         ends = (("least", levels.least), ("largest", levels.largest))
-        bounds = [self._constant(f"{tensor}/{end}", scale * scale.dtype.type(level)) for end, level in ends]
+        bounds = [
+            self._constant(f"{tensor}/{end}", np.multiply(scale, level, dtype=scale.dtype)) for end, level in ends
+        ]
         self.pairs[tensor] = [helper.make_node("Clip", [tensor, *bounds], [output], f"{tensor}/Clip")]
         return output
 

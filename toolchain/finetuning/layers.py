@@ -71,7 +71,7 @@ class QuantizedLayer(nn.Module):
         values = self.activation(values)
         if isinstance(self.layer, nn.Conv2d):
             # As torch's own quantization-aware convolutions do: it alone knows of every padding mode.
-            return self.layer._conv_forward(values, self.weight, self.bias)
+            return cast(Tensor, self.layer._conv_forward(values, self.weight, self.bias))
         return F.linear(values, self.weight, self.bias)
 
     @property
@@ -102,7 +102,7 @@ class QuantizedLayer(nn.Module):
         """By output channel, to broadcast to the weight: the scales that Q/DQ insertion will choose for it."""
         bias, bound = self.bias, np.zeros(1)
         if self._bounded and bias is not None:
-            bound = bias_bound(bias.cpu().numpy(), float(self.activation.used_scale))
+            bound = bias_bound(bias.cpu().numpy(), float(self.activation.used_scale.detach()))
         amax = weight.abs().flatten(1).amax(1).cpu().numpy()
         scales = channel_scales(self.name, amax, bound, self.levels).scales
         return torch.from_numpy(scales).to(weight.device).reshape(-1, *[1] * (weight.ndim - 1))

@@ -188,7 +188,7 @@ class _Loop:
         apart = {id(scale) for scale in scales}
         others = [p for p in student.parameters() if id(p) not in apart]
         # A scale that decays would only clip more.
-        groups = [{"params": others}, {"params": scales, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": others}, {"params": scales, "weight_decay": 0.0}]
         momentum, decay = schedule.momentum, schedule.weight_decay
         self._optimizer = SGD(groups, schedule.learning_rate, momentum, weight_decay=decay, nesterov=momentum > 0)
         self._made = None if isinstance(synthetic, Images) else synthetic

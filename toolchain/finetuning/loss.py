@@ -36,7 +36,7 @@ def distillation(
         weight: alpha.
     """
     cross_entropy = F.cross_entropy(student, labels)
-    answers = (logits.div(temperature).log_softmax(1) for logits in (student, teacher))
+    answer, expected = (logits.div(temperature).log_softmax(1) for logits in (student, teacher))
     # Not reduction="mean", which torch warns will be the mean over images alone one day.
-    divergence = F.kl_div(*answers, reduction="none", log_target=True).mean()
+    divergence = F.kl_div(answer, expected, reduction="none", log_target=True).mean()
     return Distillation(cross_entropy + weight * temperature**2 * divergence, cross_entropy, divergence)

@@ -31,7 +31,7 @@ def fake_quantize(values: Tensor, scale: Tensor, levels: Levels) -> Tensor:
         scale: float32, broadcast to the values; one that is learned has one element.
         levels: to clip to.
     """
-    result: Tensor = _FakeQuantize.apply(values, scale, levels)
+    result: Tensor = _FakeQuantize.apply(values, scale, levels)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -330,7 +330,7 @@ def _quantized(network: nn.Module, path: str) -> QuantizedLayer:
 
 def _range_of(quantizer: ActivationQuantizer) -> TensorRange:
     # In double precision, so that the division by the largest level gives the scale back, to the bit.
-    amax = float(quantizer.used_scale) * quantizer.levels.largest
+    amax = float(quantizer.used_scale.detach()) * quantizer.levels.largest
     method = KNOWN if quantizer.known else LEARNED if quantizer.scale.requires_grad else OBSERVED
     return TensorRange(amax, method, quantizer.relative_error, float(quantizer.minimum), float(quantizer.maximum))
 
