@@ -9,13 +9,13 @@ import torch
 from deployment import lctr
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_training import TINY, tiny_model
-from tiny_tuning import TinyResNet, as_it_stands, tiny_images
+from tiny_tuning import ONE_BLOCK, TinyResNet, as_it_stands, one_block, tiny_images
 
 from calib import image_set
 from toolchain.artifacts import read_sidecar, seal
 from toolchain.card import ModelCard
 from toolchain.model import checkpoint
+from toolchain.model.presets import PRESETS
 from toolchain.preprocessing import Preprocessing
 
 GUIDE = ("--guide", "tiny_tuning:tiny_resnet", "--image-size", "8", "--num-classes", "3")
@@ -40,10 +40,11 @@ def synthetic(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def localizer(tmp_path: Path, tiny_preset: None) -> Path:
+def localizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setitem(PRESETS, ONE_BLOCK.name, ONE_BLOCK)
     window = Preprocessing(16, 16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     path = tmp_path / "model.safetensors"
-    checkpoint.save(tiny_model(), ModelCard(TINY.name, ("a", "b", "c"), window, 0.1), path)
+    checkpoint.save(one_block(), ModelCard(ONE_BLOCK.name, ("a", "b", "c"), window, 0.1), path)
     seal(path, checkpoint.KIND)
     return path
 
@@ -59,7 +60,7 @@ def test_a_localizer_becomes_a_tuned_one(localizer: Path, synthetic: Path, tmp_p
     assert len((tmp_path / "tuned.log.csv").read_text().splitlines()) == 3
     tuned, card = checkpoint.load(output)
     assert card == checkpoint.card_of(localizer)
-    assert not torch.equal(tuned.CDM.weight, tiny_model().CDM.weight)
+    assert not torch.equal(tuned.CDM.weight, one_block().CDM.weight)
     facts = read_sidecar(tmp_path / "tuned.int8.onnx").metadata
     assert facts["ranges"]["image"]["method"] == "known"
     assert any("_routing_fn_two" in name for name in facts["left_float"])

@@ -8,8 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tiny_training import TINY, tiny_model
-from tiny_tuning import CLASSES, SIDE, TinyResNet, as_it_stands, tiny_images, tiny_resnet
+from tiny_tuning import CLASSES, ONE_BLOCK, SIDE, TinyResNet, as_it_stands, one_block, tiny_images, tiny_resnet
 from torch import nn
 
 from calib import ranges as range_files
@@ -145,9 +144,9 @@ def test_a_product_that_torch_cannot_reach_is_refused_or_kept_float() -> None:
 
 def test_a_localizer_is_equalized_tuned_and_deployed_as_one(tmp_path: Path) -> None:
     window = Preprocessing(16, 16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    card = ModelCard(TINY.name, ("a", "b", "c"), window, 0.1)
+    card = ModelCard(ONE_BLOCK.name, ("a", "b", "c"), window, 0.1)
     form = Form(16, card.to_metadata(), Localized._fields, window.largest)
-    localizer, images = tiny_model().eval(), tiny_images(side=16)
+    localizer, images = one_block(), tiny_images(side=16)
     # A channel far beyond the others, for equalization to move.
     localizer.blocks[0].norm1.weight.data[3] = 40.0  # type: ignore[union-attr, operator, index]
     student = student_from_float(DeployedLctr(localizer), form, Bits(), images)

@@ -7,7 +7,11 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from toolchain.model.lctr import Lctr
+from toolchain.model.presets import Preset
+
 SIDE, CLASSES = 8, 3
+ONE_BLOCK = Preset("one-block", image_size=16, patch_size=8, dim=8, depth=1, heads=2)
 
 
 class TinyResNet(nn.Module):
@@ -39,6 +43,12 @@ def tiny_resnet() -> nn.Module:
             nn.init.uniform_(module.weight, 0.5, 2)
             nn.init.normal_(module.bias, 0, 0.3)
     return network.eval()
+
+
+def one_block() -> Lctr:
+    """A localizer."""
+    torch.manual_seed(0)
+    return Lctr(ONE_BLOCK, CLASSES).eval()
 
 
 def tiny_images(count: int = 24, side: int = SIDE) -> Tensor:
