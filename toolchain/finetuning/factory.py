@@ -14,7 +14,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from toolchain.calibration import Stated
 from toolchain.errors import ModelError, UsageError
+from toolchain.finetuning.student import logits_of
+from toolchain.preprocessing import Preprocessing, imagenet
 
 
 def network_from_factory(spec: str) -> nn.Module:
@@ -52,6 +55,42 @@ def weights_sha256(network: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def window_from_stated(stated: Stated) -> Preprocessing:
+    """How the images of a guide are prepared.
+
+    Raises:
+        UsageError: something was not said, or cannot be.
+    """
+    if stated.mean is None or stated.std is None or stated.image_size is None:
+        raise UsageError(
+            "A guide does not say what its images are: give --image-size, --mean and --std, per channel of pixels in "
+            "[0, 1], such as --image-size 224 --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225."
+        )
+    if min(stated.std) <= 0 or stated.image_size < 1:
+        raise UsageError(f"--image-size {stated.image_size} or --std {stated.std} cannot be: both are over 0.")
+    return Preprocessing(stated.image_size, imagenet(stated.image_size).resize, stated.mean, stated.std)
+
+
+def check_classifier(network: nn.Module, guide: str, size: int, num_classes: int | None) -> None:
+    """Refuse a network that does not classify images of this size into so many classes (None: any number).
+
+    Raises:
+        ModelError: it does not.
+    """
+    try:
+        with torch.no_grad():
+            logits = logits_of(network, torch.zeros(1, 3, size, size))
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise ModelError(
+            f"--guide {guide} does not take images of {size} x {size} pixels ({error}): check --image-size."
+        ) from error
+    if logits.ndim != 2 or num_classes not in (None, logits.shape[1]):
+        raise ModelError(
+            f"--guide {guide} returns {tuple(logits.shape)} for an image, not logits of "
+            f"{num_classes or 'all its'} classes: check --num-classes, or wrap it in a module that returns them."
+        )
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """`lctr finetune`: from a network and images on disk to a tuned checkpoint and a Q/DQ graph that computes the same."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from calib import ranges as range_files
 from engines.registry import open_engine
 from exporters.files import read_onnx, write_onnx
 from toolchain import quantization, stages
-from toolchain.artifacts import Made, code_version, load, reusable, seal, sha256_of, sidecar_of, writing
+from toolchain.artifacts import Artifact, Made, code_version, load, reusable, seal, sha256_of, sidecar_of, writing
 from toolchain.calibration import Stated
 from toolchain.data.sources import files_of
-from toolchain.errors import ModelError, ParityError, UsageError, chosen
-from toolchain.finetuning.factory import network_from_factory, weights_sha256
+from toolchain.errors import ParityError, UsageError, chosen
+from toolchain.finetuning.factory import check_classifier, network_from_factory, weights_sha256, window_from_stated
 from toolchain.finetuning.images import Images, images_in, training_images
 from toolchain.finetuning.loop import Schedule, finetune, measure, write_log
 from toolchain.finetuning.student import Bits, Form, Student, logits_of, student_from_float
@@ -27,7 +27,7 @@ from toolchain.model import checkpoint
 from toolchain.model.cdm import TAPS
 from toolchain.model.deployment import DeployedLctr
 from toolchain.model.lctr import Lctr, Localized
-from toolchain.preprocessing import Preprocessing, imagenet
+from toolchain.preprocessing import Preprocessing
 from toolchain.progress import Step, unwatched
 
 NETWORK = "network"
@@ -118,6 +118,11 @@ def quantized_of(output: Path) -> Path:
     return output.with_suffix(".int8.onnx")
 
 
+def state_of(output: Path) -> Path:
+    """Where a tuning that is not finished keeps what it needs to go on."""
+    return output.with_name(f"{output.name}.state")
+
+
 def log_of(output: Path) -> Path:
     """Where the table of its epochs stands."""
     return output.with_suffix(".log.csv")
@@ -136,15 +141,12 @@ def finetuned_localizer(model: Path, output: Path, asked: Asked, step: Step = un
         return found
     localizer, _ = checkpoint.load(model)
     form = Form(window.image_size, card.to_metadata(), Localized._fields, window.largest, asked.keep_float)
-
-    def write(student: Student) -> None:
-        tuned = localizer_from_deployed(localizer, student.network_state())
-        checkpoint.save(tuned, card, output)
-
-    def export(student: Student) -> None:
-        stages.float_onnx(output, float_of(output))
-
-    return _finetuned(DeployedLctr(localizer), form, window, output, asked, identity, write, export, step)
+    tuned = _tuned(DeployedLctr(localizer), form, window, output, asked, identity, step)
+    checkpoint.save(localizer_from_deployed(localizer, tuned.student.network_state()), card, output)
+    artifact = identity.sealed(output, tuned.facts)
+    step("export")
+    stages.float_onnx(output, float_of(output))
+    return _deployed(tuned, artifact, asked)
 
 
 def finetuned_network(
@@ -163,27 +165,23 @@ def finetuned_network(
     Raises:
         LctrError: the network, the images or an option cannot be used, or the tuning diverged.
     """
-    window = _window(stated)
+    window = window_from_stated(stated)
     network = network_from_factory(guide).eval()
-    _check_classes(network, guide, window.image_size, num_classes)
+    check_classifier(network, guide, window.image_size, num_classes)
     parameters = {"guide": guide, "guide_sha256": weights_sha256(network), **stated.parameters, **asked.parameters}
     identity = _Identity(NETWORK, parameters, asked.inputs(window))
     if found := identity.finished(output):
         return found
     form = Form(window.image_size, largest_pixel=window.largest, keep_float=asked.keep_float)
-
-    def write(student: Student) -> None:
-        weights = {name: value.contiguous() for name, value in student.network_state().items()}
-        with writing(output) as temporary:
-            save_file(weights, temporary)
-
-    def export(student: Student) -> None:
-        with writing(float_of(output)) as temporary:
-            write_onnx(form.graph_of(student.plain()), temporary)
-        inputs = {"model": output}
-        seal(float_of(output), stages.ONNX, inputs=inputs, code=code_version(*CODE))
-
-    return _finetuned(network, form, window, output, asked, identity, write, export, step)
+    tuned = _tuned(network, form, window, output, asked, identity, step)
+    with writing(output) as temporary:
+        save_file(tuned.student.network_state(), temporary)
+    artifact = identity.sealed(output, tuned.facts)
+    step("export")
+    with writing(float_of(output)) as temporary:
+        write_onnx(form.graph_of(tuned.student.plain()), temporary)
+    seal(float_of(output), stages.ONNX, inputs={"model": output}, code=code_version(*CODE))
+    return _deployed(tuned, artifact, asked)
 
 
 def localizer_from_deployed(localizer: Lctr, state: Mapping[str, Tensor]) -> Lctr:
@@ -212,6 +210,16 @@ class _Identity:
     parameters: Mapping[str, Any]
     inputs: Mapping[str, Path]
 
+    @property
+    def text(self) -> str:
+        """All of it, for a state that belongs to it alone."""
+        return repr((self.parameters, {role: sha256_of(path) for role, path in self.inputs.items()}))
+
+    def sealed(self, output: Path, facts: Mapping[str, Any]) -> Artifact:
+        """The sidecar of a tuned checkpoint."""
+        code = code_version(*CODE)
+        return seal(output, self.kind, parameters=self.parameters, inputs=self.inputs, metadata=facts, code=code)
+
     def finished(self, output: Path) -> Finetuned | None:
         """What an earlier run of the same left, if it is whole."""
         code = code_version(*CODE)
@@ -222,63 +230,66 @@ class _Identity:
         return Finetuned(Made(found, True), Made(load(quantized_of(output), quantization.ONNX_INT8), True), None)
 
 
-def _finetuned(
+@dataclass(frozen=True)
+class _Tuned:
+    """A student, what is told of it, and its logits (n, C) on the first images (n, 3, S, S)."""
+
+    student: Student
+    facts: Mapping[str, Any]
+    pixels: Tensor
+    logits: Tensor
+
+
+def _tuned(
     network: nn.Module,
     form: Form,
     window: Preprocessing,
     output: Path,
     asked: Asked,
     identity: _Identity,
-    write: Callable[[Student], None],
-    export: Callable[[Student], None],
     step: Step,
-) -> Finetuned:
-    """Tune, write the checkpoint, export it, and put Q/DQ where the student had it."""
+) -> _Tuned:
+    """Tune a student of the network, and compare it with its teacher."""
     device = _device(asked.device)
     synthetic, real = images_in(asked.images, window), asked.real(window)
     student = student_from_float(network, form, asked.bits, synthetic.pixels if asked.equalize else None)
-    state = output.with_name(f"{output.name}.state")
-    sha256 = {role: sha256_of(path) for role, path in identity.inputs.items()}
     logs = finetune(
         student.to(device),
         network.to(device),
         synthetic,
         asked.schedule,
         real=real,
-        state=state,
-        identity=repr((identity.parameters, sha256)),
+        state=state_of(output),
+        identity=identity.text,
         epoch_end=lambda logs: write_log(logs, log_of(output)),
         progress=step("fine-tune"),
     )
     student.cpu()
     network.cpu()
-    measured = synthetic.pixels[:MEASURED]
-    answers = measure(student, measured)
+    pixels = synthetic.pixels[:MEASURED]
+    logits = measure(student, pixels)
     with torch.no_grad():
-        expected = torch.cat([logits_of(network, some) for some in measured.split(32)])
+        expected = torch.cat([logits_of(network, some) for some in pixels.split(32)])
     facts = {
         "labels": "recorded" if synthetic.labels is not None else "predicted by the teacher",
-        "agreement": float((answers.argmax(1) == expected.argmax(1)).double().mean()),
+        "images": len(synthetic.pixels),
+        "agreement": float((logits.argmax(1) == expected.argmax(1)).double().mean()),
         "epochs": [asdict(log) for log in logs],
     }
-    write(student)
-    code = code_version(*CODE)
-    artifact = seal(
-        output, identity.kind, parameters=identity.parameters, inputs=identity.inputs, metadata=facts, code=code
+    return _Tuned(student, facts, pixels, logits)
+
+
+def _deployed(tuned: _Tuned, artifact: Artifact, asked: Asked) -> Finetuned:
+    """Q/DQ where the student has it, put into the float graph that stands beside its checkpoint."""
+    output, quantized = artifact.path, quantized_of(artifact.path)
+    ranges = tuned.student.ranges(read_onnx(float_of(output)), tuned.facts["images"])
+    range_files.save(ranges, quantization.ranges_of(quantized))
+    made = quantization.int8_from_ranges(
+        float_of(output), quantization.ranges_of(quantized), quantized, keep_float=asked.keep_float
     )
-    step("export")
-    export(student)
-    ranges = student.ranges(read_onnx(float_of(output)), len(synthetic.pixels))
-    range_files.save(ranges, quantization.ranges_of(quantized_of(output)))
-    quantized = quantization.int8_from_ranges(
-        float_of(output),
-        quantization.ranges_of(quantized_of(output)),
-        quantized_of(output),
-        keep_float=asked.keep_float,
-    )
-    deviation = _deviation(quantized_of(output), measured[:COMPARED], answers[:COMPARED])
-    state.unlink(missing_ok=True)
-    return Finetuned(Made(artifact, False), quantized, deviation)
+    deviation = _deviation(quantized, tuned.pixels[:COMPARED], tuned.logits[:COMPARED])
+    state_of(output).unlink(missing_ok=True)
+    return Finetuned(Made(artifact, False), made, deviation)
 
 
 def _deviation(graph: Path, pixels: Tensor, logits: Tensor) -> float:
@@ -298,29 +309,3 @@ def _device(name: str) -> torch.device:
     if not chosen("--device", name, DEVICES)():
         raise UsageError(f"--device {name} needs an NVIDIA GPU and a CUDA build of torch, and there is none: use cpu.")
     return torch.device(name)
-
-
-def _window(stated: Stated) -> Preprocessing:
-    if stated.mean is None or stated.std is None or stated.image_size is None:
-        raise UsageError(
-            "A guide does not say what its images are: give --image-size, --mean and --std, per channel of pixels in "
-            "[0, 1], such as --image-size 224 --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225."
-        )
-    if min(stated.std) <= 0 or stated.image_size < 1:
-        raise UsageError(f"--image-size {stated.image_size} or --std {stated.std} cannot be: both are over 0.")
-    return Preprocessing(stated.image_size, imagenet(stated.image_size).resize, stated.mean, stated.std)
-
-
-def _check_classes(network: nn.Module, guide: str, size: int, num_classes: int | None) -> None:
-    try:
-        with torch.no_grad():
-            logits = logits_of(network, torch.zeros(1, 3, size, size))
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise ModelError(
-            f"--guide {guide} does not take images of {size} x {size} pixels ({error}): check --image-size."
-        ) from error
-    if logits.ndim != 2 or num_classes not in (None, logits.shape[1]):
-        raise ModelError(
-            f"--guide {guide} returns {tuple(logits.shape)} for an image, not logits of "
-            f"{num_classes or 'all its'} classes: check --num-classes, or wrap it in a module that returns them."
-        )

@@ -164,7 +164,8 @@ class Student(nn.Module):
         for name, value in self.network.state_dict().items():
             if not name.startswith(quantizers):
                 home = next((home for home in homes if name.startswith(home)), "")
-                state[homes.get(home, "") + name.removeprefix(home)] = value.detach().cpu().clone()
+                own = homes.get(home, "") + name.removeprefix(home)
+                state[own] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return state
 
     def ranges(self, graph: "onnx.ModelProto", images: int) -> Ranges:
