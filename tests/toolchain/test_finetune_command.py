@@ -104,6 +104,14 @@ def test_what_cannot_be_meant_is_refused(arguments: tuple[str, ...], sentence: s
     assert [*tmp_path.iterdir()] == []
 
 
+def test_the_teacher_is_not_overwritten(localizer: Path, synthetic: Path) -> None:
+    before = localizer.read_bytes()
+    told = lctr("finetune", localizer, "--images", synthetic, "-o", localizer, *QUICK)
+    assert told.exit_code == 2
+    assert "is the teacher, which the result must not replace: choose another output path." in told.stderr
+    assert localizer.read_bytes() == before
+
+
 def test_another_number_of_classes_is_refused(tmp_path: Path) -> None:
     images = folder_of(tmp_path / "photos", 8)
     guide = (*GUIDE[:4], "--num-classes", "4", *NORMALIZED)

@@ -134,6 +134,8 @@ def finetuned_localizer(model: Path, output: Path, asked: Asked, step: Step = un
     Raises:
         LctrError: the checkpoint, the images or an option cannot be used, or the tuning diverged.
     """
+    if output.resolve() == model.resolve():
+        raise UsageError(f"{output} is the teacher, which the result must not replace: choose another output path.")
     card = checkpoint.card_of(model)
     window = card.preprocessing
     identity = _Identity(checkpoint.KIND, asked.parameters, {"model": model, **asked.inputs(window)})
