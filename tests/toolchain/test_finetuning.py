@@ -175,13 +175,13 @@ def same(one: Student, other: Student) -> bool:
     return all(torch.equal(value, values[name]) for name, value in one.state_dict().items())
 
 
-def test_tuning_brings_the_student_nearer_to_its_teacher(untuned: Student) -> None:
+def test_tuning_lowers_what_calibration_leaves_of_the_loss(untuned: Student) -> None:
     images = Images(tiny_images())
     calibrated, moved = (
         finetune(copy.deepcopy(untuned), tiny_resnet(), images, replace(FAST, epochs=12, learning_rate=rate))[-1]
         for rate in (0.0, 1e-2)
     )
-    assert moved.divergence < 0.7 * calibrated.divergence
+    assert moved.loss < 0.95 * calibrated.loss
 
 
 def test_a_rate_of_zero_observes_ranges_and_tunes_nothing(untuned: Student) -> None:
