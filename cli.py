@@ -634,7 +634,7 @@ def finetune(
     click.echo(f"Labels {facts['labels']}. Loss {first:.4g} in the first epoch, {last:.4g} in the last.")
     click.echo(f"On {facts['agreement']:.1%} of the synthetic images it predicts the teacher's class.")
     if done.deviation is not None:
-        click.echo(f"{quantized.path.name} deviates from it by {done.deviation:.1e} of its largest logit.")
+        click.echo(f"With its optimizations ONNX Runtime deviates by {done.deviation:.1e} of the largest logit.")
     click.echo(f"{quantized.path}\n{ranges_of(quantized.path)}\n{run.log_of(output)}")
     _say_made(done.checkpoint)
 

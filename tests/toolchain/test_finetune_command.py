@@ -56,7 +56,7 @@ def test_a_localizer_becomes_a_tuned_one(localizer: Path, synthetic: Path, tmp_p
     assert told.exit_code == 0, told.stderr
     found = json.loads(told.stdout)
     assert found["labels"] == "recorded"
-    assert found["deviation"] < 0.02
+    assert 0 <= found["deviation"] < 0.05
     assert len((tmp_path / "tuned.log.csv").read_text().splitlines()) == 3
     tuned, card = checkpoint.load(output)
     assert card == checkpoint.card_of(localizer)
