@@ -21,9 +21,9 @@ from toolchain import artifacts
 from toolchain.errors import ArtifactError, BackendError, DataError, ModelError, UsageError
 from toolchain.progress import Progress, silent
 
-SCHEMA_VERSION = 2
-READABLE = (1, SCHEMA_VERSION)
-"""Version 1 knew no equalization, so its files stand for graphs as they were."""
+SCHEMA_VERSION = 3
+READABLE = (1, 2, SCHEMA_VERSION)
+"""Version 1 knew no equalization, so its files stand for graphs as they were; version 2 knew int8 alone."""
 FLOAT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
 RUNTIME_ERRORS = tuple(
     error for error in vars(runtime_errors).values() if isinstance(error, type) and issubclass(error, Exception)
@@ -77,6 +77,8 @@ class Ranges:
         tensors: tensor name -> range.
         exponents: activation -> exponent of two for each channel, by which the graph was equalized before its tensors
             were observed; empty where it was not.
+        levels: activation or weight tensor -> least and largest integer that it is quantized to, where they are not
+            int8's.
     """
 
     graph: str
@@ -84,6 +86,7 @@ class Ranges:
     images: int
     tensors: Mapping[str, TensorRange]
     exponents: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    levels: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def amax(self) -> dict[str, float]:
@@ -212,7 +215,8 @@ def save(ranges: Ranges, path: Path) -> None:
     # repr of a float is read back to the same bits, so a saved range gives the same engine.
     tensors = {name: asdict(r) for name, r in ranges.tensors.items()}
     fields = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
-    text = f'{{\n{fields} "exponents": {_by_line(ranges.exponents)},\n "tensors": {_by_line(tensors)}\n}}\n'
+    parts = {"exponents": ranges.exponents, "levels": ranges.levels, "tensors": tensors}
+    text = f"{{\n{fields}" + ",\n".join(f' "{key}": {_by_line(part)}' for key, part in parts.items()) + "\n}\n"
     with artifacts.writing(path) as temporary:
         temporary.write_text(text)
 
@@ -229,7 +233,8 @@ def load(path: Path, *, graph: str) -> Ranges:
             raise ArtifactError(f"{path} has a schema this version does not know: compute the ranges again.")
         tensors = {name: _tensor_range(**r) for name, r in record.pop("tensors").items()}
         exponents = {name: tuple(map(int, e)) for name, e in record.pop("exponents", {}).items()}
-        ranges = Ranges(tensors=tensors, exponents=exponents, **record)
+        levels = {name: (int(least), int(largest)) for name, (least, largest) in record.pop("levels", {}).items()}
+        ranges = Ranges(tensors=tensors, exponents=exponents, levels=levels, **record)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}): check the path.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

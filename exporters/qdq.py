@@ -20,12 +20,16 @@ Rules:
    those that the product sees, and the engine holds no float copy of the weight (spec/lctr.md, "Logits without the
    class maps"). Gathering from the dequantized weight instead makes ONNX Runtime dequantize all of it on each run.
 10. Metadata, names, inputs and outputs stay; the same input gives the same bytes.
+11. Fewer than 8 bits are carried in int8, where no engine computes faster for it: scale = amax / largest level, and a
+    Clip in front of an activation's Q keeps its levels. A weight needs none: its largest magnitude sets the scale.
+    ONNX's INT4 is not used: TensorRT takes it for weights alone.
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -33,9 +37,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from exporters.placement import AttentionSite, Constants, Left, Placement, Site, name_of
-from exporters.scales import activation_scale, bias_bound, channel_scales
+from exporters.scales import INT8, Levels, activation_scale, bias_bound, channel_amax, channel_scales
 from exporters.shape_inference import check_whole, inferred
 from toolchain.errors import ModelError
+
+ALL_INT8: Mapping[str, Levels] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,10 @@ def observer_from_float(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.
 
 
 def qdq_from_float(
-    model: onnx.ModelProto, placement: Placement, amax: Mapping[str, float]
+    model: onnx.ModelProto,
+    placement: Placement,
+    amax: Mapping[str, float],
+    levels: Mapping[str, Levels] = ALL_INT8,
 ) -> tuple[onnx.ModelProto, Quantized]:
     """Insert Q/DQ; the model given is not changed.
 
@@ -100,6 +109,7 @@ def qdq_from_float(
         model: float model, FP32 or FP16.
         placement: computed from this very model.
         amax: activation tensor -> largest magnitude to represent, in the tensor's unit.
+        levels: activation or weight tensor -> its levels, where they are not int8's (rule 11).
 
     Returns:
         the model with Q/DQ, checked, and what was done.
@@ -110,16 +120,18 @@ def qdq_from_float(
     _require(model, placement, amax)
     constants = Constants(model)
     types = _types(model, placement, constants)
-    scales = {name: activation_scale(name, amax[name], dtype) for name, dtype in types.items()}
+    scales = {name: activation_scale(name, amax[name], dtype, levels.get(name, INT8)) for name, dtype in types.items()}
     inserted = _Inserted(_tensor_names(model))
     for name, scale in scales.items():
-        inserted.pair(name, name, np.array(scale, types[name]), axis=None)
+        held = np.array(scale, types[name])
+        inserted.pair(inserted.clip(name, held, levels[name]) if name in levels else name, name, held, axis=None)
     zero_channels, widened_channels, gathers = {}, {}, list[str]()
     for base, readers in _readers_of_weights(placement).items():
         site, weight = readers[0], constants.value(readers[0].weight)
         biases = [(r.bias, r.activation) for r in readers if r.bias and constants.has(r.bias)]
         bounds = [bias_bound(constants.value(bias), scales[activation]) for bias, activation in biases]
-        channels = channel_scales(site.weight, weight, site.axis, reduce(np.maximum, bounds, np.zeros(1)))
+        largest, least = channel_amax(weight, site.axis), reduce(np.maximum, bounds, np.zeros(1))
+        channels = channel_scales(site.weight, largest, least, levels.get(site.weight, INT8))
         inserted.pair(site.weight, base, channels.scales, site.axis)
         for gather in _gathers(model, site.weight, site.axis, weight.ndim):
             gathers.append(name_of(gather))
@@ -178,9 +190,20 @@ class _Inserted:
         inputs = [self._constant(f"{base}/scale", scale), zero_name]
         self.initializers.append(numpy_helper.from_array(np.zeros(scale.shape, np.int8), zero_name))
         self.pairs[base] = [
+            *self.pairs.pop(base, []),
             helper.make_node("QuantizeLinear", [tensor, *inputs], [levels], f"{base}/QuantizeLinear", axis=axis),
             helper.make_node("DequantizeLinear", [levels, *inputs], [output], f"{base}/DequantizeLinear", axis=axis),
         ]
+
+    def clip(self, tensor: str, scale: NDArray[np.generic], levels: Levels) -> str:
+        """A Clip of `tensor` to what its levels stand for; returns the tensor for the pair to read (rule 11)."""
+        (output,) = self._new(f"{tensor}/clipped")
+        ends = (("least", levels.least), ("largest", levels.largest))
+        bounds = [
+            self._constant(f"{tensor}/{end}", np.multiply(scale, level, dtype=scale.dtype)) for end, level in ends
+        ]
+        self.pairs[tensor] = [helper.make_node("Clip", [tensor, *bounds], [output], f"{tensor}/Clip")]
+        return output
 
     def gather(self, node: onnx.NodeProto, base: str, scales: NDArray[np.generic], trailing: int) -> None:
         """In place of a Gather of channels: Gather of levels x Gather of scales, both of the pair `base` (rule 9).

@@ -46,7 +46,8 @@ def test_every_command_explains_itself(command: str) -> None:
 
 def test_commands_stand_in_the_order_of_a_deployment() -> None:
     names = list(main.commands)
-    assert names[:8] == ["deploy", "train", "import", "statistics", "synthesize", "export", "quantize", "build"]
+    first = ["deploy", "train", "import", "statistics", "synthesize", "export", "quantize", "finetune", "build"]
+    assert names[:9] == first
 
 
 def test_a_command_that_needs_the_training_stack_says_so(deployed: Deployed) -> None:

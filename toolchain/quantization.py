@@ -13,6 +13,7 @@ from exporters.files import metadata_of, read_onnx, write_onnx
 from exporters.image_input import image_input_of
 from exporters.placement import Placement, casts_of, placement_from_model
 from exporters.qdq import Quantized, graph_hash, observer_from_float, qdq_from_float
+from exporters.scales import Levels
 from toolchain import calibration
 from toolchain.artifacts import Made, code_version, reusable, seal, writing
 from toolchain.calibration import CalibrationSource
@@ -116,7 +117,8 @@ def int8_from_ranges(
     chosen = ranges.load(range_file, graph=graph_hash(graph))
     with writing(output) as temporary:
         even, equalized = equalized_of(graph, chosen.exponents)
-        quantized, done = qdq_from_float(even, placement_of(even, keep_float, attention), chosen.amax)
+        levels = {name: Levels(*ends) for name, ends in chosen.levels.items()}
+        quantized, done = qdq_from_float(even, placement_of(even, keep_float, attention), chosen.amax, levels)
         write_onnx(quantized, temporary)
     facts = _facts(done, chosen, equalized, f"ranges in {range_file.name}")
     return _sealed_int8(output, graph, facts, chosen, parameters, inputs)
@@ -238,6 +240,7 @@ def facts_from_quantized(done: Quantized, chosen: ranges.Ranges) -> dict[str, ob
     return {
         "images": chosen.images,
         "ranges": {name: asdict(found) for name, found in chosen.tensors.items()},
+        "levels": dict(chosen.levels),
         "quantized": list(done.names),
         "left_float": {left.name: left.reason for left in done.left},
         "zero_activations": list(done.zero_activations),

@@ -79,7 +79,7 @@ def test_saved_ranges_are_read_back_to_the_bit(observer, tmp_path):
     ranges.save(made, path)
     assert ranges.load(path, graph=GRAPH) == made
     assert made.amax == {name: r.amax for name, r in made.tensors.items()}
-    assert path.read_text().count("\n") < 12  # a line per tensor, for a human and for diff
+    assert path.read_text().count("\n") <= 12  # a line per tensor, for a human and for diff
     assert json.loads(path.read_text())["images"] == 5
     assert [p.name for p in tmp_path.iterdir() if p.suffix != ".onnx"] == ["ranges.json"]
 

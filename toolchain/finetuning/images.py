@@ -1,0 +1,62 @@
+"""The images of a fine-tuning, in memory, and the labels that are known of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calib import image_set
+from toolchain.artifacts import read_sidecar, sidecar_of
+from toolchain.data.sources import open_data
+from toolchain.errors import DataError
+from toolchain.evaluation import batches
+from toolchain.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images in memory.
+
+    Attributes:
+        pixels: (N, 3, S, S) float32, normalized.
+        labels: (N,) int64; None: the teacher's predictions are taken for them.
+    """
+
+    pixels: Tensor
+    labels: Tensor | None = None
+
+
+def images_in(folder: Path, window: Preprocessing, limit: int | None = None) -> Images:
+    """A folder of images; with labels where it is a synthetic set, which records them.
+
+    Raises:
+        ArtifactError, DataError, UsageError: as `calib.image_set.stream`.
+        DataError: a synthetic set of another size than the network's input.
+    """
+    arrays = [*image_set.stream(folder, window.crop, limit=limit)]
+    side = window.image_size
+    if other := next((a.shape for a in arrays if a.shape != (side, side, 3)), None):
+        raise DataError(
+            f"{folder} holds images of {other[1]} x {other[0]} pixels and the network takes {side} x {side}: "
+            "synthesize them for this network."
+        )
+    labels = None
+    if sidecar_of(folder).exists() and read_sidecar(folder).kind == image_set.KIND:
+        recorded = read_sidecar(folder).metadata["labels"]
+        # A file of a synthetic set is named for its place in it.
+        places = [int(file.name.partition("_")[0]) for file in image_set.listed(folder, limit)]
+        labels = torch.tensor([recorded[place] for place in places])
+    return Images(torch.from_numpy(window.normalize(np.stack(arrays))), labels)
+
+
+def training_images(data: str, window: Preprocessing, count: int | None) -> Images:
+    """The training images of a data set, `count` of them at most, with their labels.
+
+    Raises:
+        UsageError, DataError: as `toolchain.data.sources.open_data`.
+    """
+    found = [(pixels, labels) for pixels, labels, _ in batches(open_data(data, "train", window, count), window, 32)]
+    pixels = torch.from_numpy(np.concatenate([pixels for pixels, _ in found]))
+    return Images(pixels, torch.tensor([label for _, labels in found for label in labels]))

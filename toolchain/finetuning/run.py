@@ -1,0 +1,309 @@
+"""`lctr finetune`: from a network and images on disk to a tuned checkpoint and a Q/DQ graph that computes the same."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from calib import ranges as range_files
+from engines.registry import open_engine
+from exporters.files import read_onnx, write_onnx
+from toolchain import quantization, stages
+from toolchain.artifacts import Artifact, Made, code_version, load, reusable, seal, sha256_of, sidecar_of, writing
+from toolchain.calibration import Stated
+from toolchain.data.sources import files_of
+from toolchain.errors import UsageError, chosen
+from toolchain.finetuning.factory import check_classifier, network_from_factory, weights_sha256, window_from_stated
+from toolchain.finetuning.images import Images, images_in, training_images
+from toolchain.finetuning.loop import Schedule, finetune, measure, write_log
+from toolchain.finetuning.student import Bits, Form, Student, logits_of, student_from_float
+from toolchain.model import checkpoint
+from toolchain.model.cdm import TAPS
+from toolchain.model.deployment import DeployedLctr
+from toolchain.model.lctr import Lctr, Localized
+from toolchain.preprocessing import Preprocessing
+from toolchain.progress import Step, unwatched
+
+NETWORK = "network"
+"""Kind of a tuned checkpoint that is no localizer."""
+CODE = ("toolchain/finetuning", "toolchain/model", "exporters")
+MEASURED = 256
+"""Images that the result is compared with the teacher on, and the error of its ranges measured, at most."""
+COMPARED = 16
+"""Images that the graph is compared with the student on."""
+DEVICES = {"cpu": lambda: True, "cuda": torch.cuda.is_available}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a fine-tuning, whichever network it is of.
+
+    Attributes:
+        images: folder of synthetic images; a set of ours brings its labels.
+        bits: of the quantizers.
+        schedule: of the tuning.
+        real_images: folder of real images without labels.
+        data: data set whose training images are real images with labels.
+        count: of those, at most.
+        keep_float: patterns of products to leave float.
+        equalize: whether the spread between an activation's channels moves into the weights first.
+        device: `cpu` or `cuda`.
+    """
+
+    images: Path
+    bits: Bits
+    schedule: Schedule
+    real_images: Path | None = None
+    data: str | None = None
+    count: int | None = None
+    keep_float: tuple[str, ...] = ()
+    equalize: bool = True
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.real_images and self.data:
+            raise UsageError("--real-images and --data both name real images: leave one out.")
+        if self.count is not None and not (self.data or self.real_images):
+            raise UsageError("--count is of real images: name them with --real-images or --data.")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the result depends on, beside files."""
+        kept = {"data": self.data, "count": self.count, "keep_float": [*self.keep_float], "equalize": self.equalize}
+        return {**asdict(self.bits), **asdict(self.schedule), **kept, "device": self.device}
+
+    def inputs(self, window: Preprocessing) -> dict[str, Path]:
+        """The files and folders that it depends on."""
+        found = {"images": self.images, **(files_of(self.data, window) if self.data else {})}
+        return found | ({"real images": self.real_images} if self.real_images else {})
+
+    def real(self, window: Preprocessing) -> Images | None:
+        """The real images, if there are any: with labels only from a data set."""
+        if self.real_images:
+            return Images(images_in(self.real_images, window, self.count).pixels)
+        return training_images(self.data, window, self.count) if self.data else None
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A finished fine-tuning.
+
+    Attributes:
+        checkpoint: tuned parameters, float.
+        quantized: the Q/DQ graph.
+        deviation: of what ONNX Runtime makes of the graph from the student's logits, on the first images and over the
+            largest logit; None: reused.
+    """
+
+    checkpoint: Made
+    quantized: Made
+    deviation: float | None
+
+
+def float_of(output: Path) -> Path:
+    """Where the float graph of a tuned checkpoint stands."""
+    return output.with_suffix(".onnx")
+
+
+def quantized_of(output: Path) -> Path:
+    """Where its Q/DQ graph stands; the ranges are beside it."""
+    return output.with_suffix(".int8.onnx")
+
+
+def state_of(output: Path) -> Path:
+    """Where a tuning that is not finished keeps what it needs to go on."""
+    return output.with_name(f"{output.name}.state")
+
+
+def log_of(output: Path) -> Path:
+    """Where the table of its epochs stands."""
+    return output.with_suffix(".log.csv")
+
+
+def finetuned_localizer(model: Path, output: Path, asked: Asked, step: Step = unwatched) -> Finetuned:
+    """Tune a localizer of ours; the result is a checkpoint like any other, with its Q/DQ graph beside it.
+
+    Raises:
+        LctrError: the checkpoint, the images or an option cannot be used, or the tuning diverged.
+    """
+    if output.resolve() == model.resolve():
+        raise UsageError(f"{output} is the teacher, which the result must not replace: choose another output path.")
+    card = checkpoint.card_of(model)
+    window = card.preprocessing
+    identity = _Identity(checkpoint.KIND, asked.parameters, {"model": model, **asked.inputs(window)})
+    if found := identity.finished(output):
+        return found
+    localizer, _ = checkpoint.load(model)
+    form = Form(window.image_size, card.to_metadata(), Localized._fields, window.largest, asked.keep_float)
+    tuned = _tuned(DeployedLctr(localizer), form, window, output, asked, identity, step)
+    checkpoint.save(localizer_from_deployed(localizer, tuned.student.network_state()), card, output)
+    artifact = identity.sealed(output, tuned.facts)
+    step("export")
+    stages.float_onnx(output, float_of(output))
+    return _deployed(tuned, artifact, asked)
+
+
+def finetuned_network(
+    guide: str, stated: Stated, num_classes: int | None, output: Path, asked: Asked, step: Step = unwatched
+) -> Finetuned:
+    """Tune anybody's classifier; the result is its state dict in safetensors, with its Q/DQ graph beside it.
+
+    Args:
+        guide: `package.module:factory` of the float network, its weights loaded.
+        stated: what its images are.
+        num_classes: that it must have; None: whatever it has.
+        output: .safetensors file to write.
+        asked: the rest.
+        step: of the run.
+
+    Raises:
+        LctrError: the network, the images or an option cannot be used, or the tuning diverged.
+    """
+    window = window_from_stated(stated)
+    network = network_from_factory(guide).eval()
+    check_classifier(network, guide, window.image_size, num_classes)
+    parameters = {"guide": guide, "guide_sha256": weights_sha256(network), **stated.parameters, **asked.parameters}
+    identity = _Identity(NETWORK, parameters, asked.inputs(window))
+    if found := identity.finished(output):
+        return found
+    form = Form(window.image_size, largest_pixel=window.largest, keep_float=asked.keep_float)
+    tuned = _tuned(network, form, window, output, asked, identity, step)
+    with writing(output) as temporary:
+        save_file(tuned.student.network_state(), temporary)
+    artifact = identity.sealed(output, tuned.facts)
+    step("export")
+    with writing(float_of(output)) as temporary:
+        write_onnx(form.graph_of(tuned.student.plain()), temporary)
+    seal(float_of(output), stages.ONNX, inputs={"model": output}, code=code_version(*CODE))
+    return _deployed(tuned, artifact, asked)
+
+
+def localizer_from_deployed(localizer: Lctr, state: Mapping[str, Tensor]) -> Lctr:
+    """A localizer with the parameters of its deployed form, whose kernels have their nine taps in one row.
+
+    Args:
+        localizer: of the same shape; not changed.
+        state: of the `DeployedLctr`.
+    """
+    tuned = copy.deepcopy(localizer)
+    experts, classes, dim = tuned.CDM.weight.shape[:3]
+    side = round(TAPS**0.5)
+    rows = state["head.kernels.weight"].reshape(experts, classes, side, side, dim)
+    shared = {name: value for name, value in state.items() if not name.startswith("head.")}
+    tuned.load_state_dict(
+        {**shared, "CDM.weight": rows.permute(0, 1, 4, 2, 3).contiguous(), "CDM.bias": state["head.bias"]}
+    )
+    return tuned
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What a tuned checkpoint depends on."""
+
+    kind: str
+    parameters: Mapping[str, Any]
+    inputs: Mapping[str, Path]
+
+    @property
+    def text(self) -> str:
+        """All of it, for a state that belongs to it alone."""
+        return repr((self.parameters, {role: sha256_of(path) for role, path in self.inputs.items()}))
+
+    def sealed(self, output: Path, facts: Mapping[str, Any]) -> Artifact:
+        """The sidecar of a tuned checkpoint."""
+        code = code_version(*CODE)
+        return seal(output, self.kind, parameters=self.parameters, inputs=self.inputs, metadata=facts, code=code)
+
+    def finished(self, output: Path) -> Finetuned | None:
+        """What an earlier run of the same left, if it is whole."""
+        code = code_version(*CODE)
+        found = reusable(output, self.kind, parameters=self.parameters, inputs=self.inputs, code=code)
+        whole = found and quantized_of(output).exists() and sidecar_of(quantized_of(output)).exists()
+        if not found or not whole:
+            return None
+        return Finetuned(Made(found, True), Made(load(quantized_of(output), quantization.ONNX_INT8), True), None)
+
+
+@dataclass(frozen=True)
+class _Tuned:
+    """A student, what is told of it, and its logits (n, C) on the first images (n, 3, S, S)."""
+
+    student: Student
+    facts: Mapping[str, Any]
+    pixels: Tensor
+    logits: Tensor
+
+
+def _tuned(
+    network: nn.Module,
+    form: Form,
+    window: Preprocessing,
+    output: Path,
+    asked: Asked,
+    identity: _Identity,
+    step: Step,
+) -> _Tuned:
+    """Tune a student of the network, and compare it with its teacher."""
+    device = _device(asked.device)
+    synthetic, real = images_in(asked.images, window), asked.real(window)
+    student = student_from_float(network, form, asked.bits, synthetic.pixels if asked.equalize else None)
+    logs = finetune(
+        student.to(device),
+        network.to(device),
+        synthetic,
+        asked.schedule,
+        real=real,
+        state=state_of(output),
+        identity=identity.text,
+        epoch_end=lambda logs: write_log(logs, log_of(output)),
+        progress=step("fine-tune"),
+    )
+    student.cpu()
+    network.cpu()
+    pixels = synthetic.pixels[:MEASURED]
+    logits = measure(student, pixels)
+    with torch.no_grad():
+        expected = torch.cat([logits_of(network, some) for some in pixels.split(32)])
+    facts = {
+        "labels": "recorded" if synthetic.labels is not None else "predicted by the teacher",
+        "images": len(synthetic.pixels),
+        "agreement": float((logits.argmax(1) == expected.argmax(1)).double().mean()),
+        "epochs": [asdict(log) for log in logs],
+    }
+    return _Tuned(student, facts, pixels, logits)
+
+
+def _deployed(tuned: _Tuned, artifact: Artifact, asked: Asked) -> Finetuned:
+    """Q/DQ where the student has it, put into the float graph that stands beside its checkpoint."""
+    output, quantized = artifact.path, quantized_of(artifact.path)
+    ranges = tuned.student.ranges(read_onnx(float_of(output)), tuned.facts["images"])
+    range_files.save(ranges, quantization.ranges_of(quantized))
+    made = quantization.int8_from_ranges(
+        float_of(output), quantization.ranges_of(quantized), quantized, keep_float=asked.keep_float
+    )
+    deviation = _deviation(quantized, tuned.pixels[:COMPARED], tuned.logits[:COMPARED])
+    state_of(output).unlink(missing_ok=True)
+    return Finetuned(Made(artifact, False), made, deviation)
+
+
+def _deviation(graph: Path, pixels: Tensor, logits: Tensor) -> float:
+    """Largest difference of the graph's logits in ONNX Runtime from the student's, over the student's largest.
+
+    The file as it stands computes what the student does. ONNX Runtime (1.32, WeightBiasQuantization) rounds biases of
+    convolutions to whole products of both scales, coarse at few bits: so this is a figure of that runtime, no bound.
+    """
+    with open_engine(graph) as session:
+        found = session.run({"image": pixels.numpy()})["logits"]
+    return float(np.abs(found - logits.numpy()).max() / logits.abs().max())
+
+
+def _device(name: str) -> torch.device:
+    if not chosen("--device", name, DEVICES)():
+        raise UsageError(f"--device {name} needs an NVIDIA GPU and a CUDA build of torch, and there is none: use cpu.")
+    return torch.device(name)
