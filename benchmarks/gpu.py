@@ -29,10 +29,9 @@ from subject import add_options, model_from_options
 from torch import Tensor, nn
 
 from calib.image_set import noise
-from engines.backend import PLAIN, Feeds, Session
+from engines.backend import PLAIN, Feeds, Input, Session
 from engines.benchmark import Benchmark, Settings, benchmark
 from engines.bootstrap import ratio_of_medians
-from engines.feeds import Input
 from engines.timing import TimingOptions, Timings
 from engines.torch_runtime import COMPILE, CUDA, EAGER, FP16, FP32, TorchBackend
 from toolchain.artifacts import gpu_description
@@ -82,6 +81,11 @@ class Captured:
     def outputs(self) -> tuple[str, ...]:
         """The session's."""
         return self.session.outputs
+
+    @property
+    def taken(self) -> tuple[Input, ...]:
+        """The session's."""
+        return self.session.taken
 
     @property
     def metadata(self) -> Mapping[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from engines.timing import TimingOptions, Timings
@@ -164,6 +165,21 @@ def refuse_options(options: BuildOptions, builder: str, reasons: Mapping[str, st
 
 
 @dataclass(frozen=True)
+class Input:
+    """One input of a model.
+
+    Attributes:
+        name: what `run` must feed it as.
+        dtype: of the elements.
+        shape: sizes; a name where any size is taken, such as `batch`.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
 class Availability:
     """What a backend can do on this machine.
 
@@ -188,6 +204,10 @@ class Session(Protocol):
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names that `run` answers with."""
+
+    @property
+    def taken(self) -> tuple[Input, ...]:
+        """Type and shape of each of `inputs`; empty where nothing says them."""
 
     @property
     def metadata(self) -> Mapping[str, str]:

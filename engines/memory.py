@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from engines.backend import PLAIN, Availability, BuildOptions, Feeds, check_feeds, refuse_options
+from engines.backend import PLAIN, Availability, BuildOptions, Feeds, Input, check_feeds, refuse_options
 from engines.feeds import closed
 from engines.host_timing import timed_on_host
 from engines.onnx_graph import graph_from_onnx
@@ -38,6 +38,7 @@ class MemorySession:
         outputs: names it answers with.
         metadata: what travelled with the model.
         clock: seconds; scripted in tests.
+        taken: what is known of the inputs; nothing asks whether it is fed so.
     """
 
     function: Function = echo
@@ -45,6 +46,7 @@ class MemorySession:
     outputs: tuple[str, ...] = ("image",)
     metadata: dict[str, str] = field(default_factory=dict)
     clock: Callable[[], float] = time.perf_counter
+    taken: tuple[Input, ...] = ()
     closed: bool = field(default=False, init=False)
 
     def close(self) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from engines.backend import PLAIN, Feeds
-from engines.feeds import Input, check_arrays, closed, first_line
+from engines.backend import PLAIN, Feeds, Input
+from engines.feeds import check_arrays, closed, first_line
 from engines.host_timing import timed_on_host
 from engines.onnx_graph import graph_from_onnx
 from engines.products import QUANTIZATION_OPS
@@ -99,9 +99,9 @@ class OnnxRuntimeSession:
         self._session: ort.InferenceSession | None = session
         self._source = source
         self._provider = provider
-        self._taken = tuple(_input(spec) for spec in session.get_inputs())
+        self.taken = tuple(_input(spec) for spec in session.get_inputs())
         self.metadata = metadata
-        self.inputs = tuple(taken.name for taken in self._taken)
+        self.inputs = tuple(taken.name for taken in self.taken)
         self.outputs = tuple(output.name for output in session.get_outputs())
 
     def close(self) -> None:
@@ -134,7 +134,7 @@ class OnnxRuntimeSession:
     def _checked(self, feeds: Feeds) -> ort.InferenceSession:
         if self._session is None:
             raise closed(str(self._source))
-        check_arrays(feeds, self._taken, str(self._source))
+        check_arrays(feeds, self.taken, str(self._source))
         return self._session
 
     @contextmanager

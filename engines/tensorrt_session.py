@@ -83,6 +83,7 @@ class TensorRTSession:
         self._tensors = tensors_of(runtime.trt, runtime.engine, runtime.source)
         self._lanes: list[Lane] = []
         self.metadata = metadata
+        self.taken = tuple(t.as_input() for t in self._tensors.inputs)
         self.inputs = tuple(t.name for t in self._tensors.inputs)
         self.outputs = tuple(t.name for t in self._tensors.outputs)
         self.first_run_ms: float | None = None

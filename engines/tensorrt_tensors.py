@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.backend import Feeds, check_feeds
+from engines.backend import Feeds, Input, check_feeds
 from toolchain.errors import BackendError
 
 Shape = tuple[int, ...]
@@ -41,6 +41,11 @@ class Tensor:
             low <= d <= high for low, d, high in zip(self.least, array.shape, self.most, strict=True)
         )
         return fits and array.dtype == self.dtype
+
+    def as_input(self) -> Input:
+        """An input as every session describes it."""
+        sizes = enumerate(zip(self.least, self.most, strict=True))
+        return Input(self.name, self.dtype, tuple(low if low == high else f"size {k}" for k, (low, high) in sizes))
 
     def wanted(self) -> str:
         """What an input takes, for a message."""

@@ -10,8 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.backend import Availability, BuildOptions, Session
-from engines.feeds import Input
+from engines.backend import Availability, BuildOptions, Input, Session
 from toolchain.artifacts import Artifact, gpu_description
 from toolchain.errors import BackendError, BackendUnavailable
 from toolchain.progress import Progress, silent

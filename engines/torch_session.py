@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from engines.backend import PLAIN, Feeds
-from engines.feeds import Input, check_arrays, closed, first_line
+from engines.backend import PLAIN, Feeds, Input
+from engines.feeds import check_arrays, closed, first_line
 from engines.host_timing import timed_on_host
 from engines.timing import D2H, ENQUEUE, GPU_COMPUTE, H2D, TimingOptions, Timings
 from toolchain.errors import BackendError, BackendUnavailable, LctrError, UsageError
@@ -58,7 +58,7 @@ class TorchSession:
         # size on, and say neither.
         self._call: Call | None = torch.compile(module, fullgraph=True, dynamic=False) if compiled else module
         self._compiled, self._device, self._source = compiled, device, source
-        self._taken = tuple(inputs)
+        self.taken = tuple(inputs)
         self._batches: dict[tuple[object, ...], _GpuBatch] = {}
         self.inputs = tuple(taken.name for taken in inputs)
         self.outputs = tuple(outputs)
@@ -97,7 +97,7 @@ class TorchSession:
     def _checked(self, feeds: Feeds) -> Call:
         if self._call is None:
             raise closed(self._source)
-        check_arrays(feeds, self._taken, self._source)
+        check_arrays(feeds, self.taken, self._source)
         return self._call
 
     def _tensors(self, feeds: Feeds) -> list[Tensor]:

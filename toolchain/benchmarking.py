@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from calib.image_set import noise
-from engines.backend import Session
+from engines.backend import Feeds, Session
 from engines.benchmark import Benchmark, Settings, benchmark
 from engines.caveats import busy_cpu
+from engines.feeds import random_feeds
 from engines.nvml import Absent, Gpu, opened_gpu
 from engines.registry import file_and_backend
 from toolchain.artifacts import identity, machine, size_of, versions, writing
@@ -20,7 +21,7 @@ from toolchain.comparison import FEEDS, Accuracy, accuracies, feeds_from_images
 from toolchain.data.sources import open_data
 from toolchain.errors import BackendUnavailable, UsageError
 from toolchain.gates import Gates, Judgement, check_outputs, judged
-from toolchain.localizer import localizer_from_session, open_session
+from toolchain.localizer import is_localizer, localizer_from_session, open_session
 from toolchain.progress import Step, unwatched
 
 SCHEMA_VERSION = 1
@@ -177,10 +178,17 @@ def _require_energy(gates: Gates, gpu: Gpu | Absent) -> None:
 
 def _latency(question: Question, sessions: Mapping[str, Session], gpu: Gpu | Absent, step: Step) -> Benchmark:
     reference, session = next(iter(sessions.items()))
-    window = localizer_from_session(session, reference).card.preprocessing
-    images = noise(FEEDS * max(question.sizes), window.image_size, question.seed)
-    feeds = feeds_from_images(images, question.sizes)
+    feeds = _feeds(question, session, reference)
     return benchmark(sessions, feeds, question.settings, step("latency"), gpu)
+
+
+def _feeds(question: Question, session: Session, source: str) -> Sequence[Sequence[Feeds]]:
+    """Noise as the reference takes it: images for a localizer, whatever its types and shapes are for another model."""
+    if is_localizer(session):
+        window = localizer_from_session(session, source).card.preprocessing
+        return feeds_from_images(noise(FEEDS * max(question.sizes), window.image_size, question.seed), question.sizes)
+    seeds = range(question.seed, question.seed + FEEDS)
+    return [[random_feeds(session.taken, size, seed, source) for seed in seeds] for size in question.sizes]
 
 
 def _accuracy(

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from engines.backend import Session
-from engines.feeds import Input
+from engines.backend import Input, Session
 from engines.registry import backend, open_engine
 from engines.torch_runtime import FP16, TorchBackend
 from toolchain.boxes import box_from_map
@@ -107,6 +106,11 @@ def open_session(path: Path, backend_name: str | None = None) -> Iterator[Sessio
         opened = open_engine(path, backend_name)
     with opened as session:
         yield session
+
+
+def is_localizer(session: Session) -> bool:
+    """Whether a model card travelled with the engine: anybody's model can be run and timed, ours alone localizes."""
+    return "preprocessing" in session.metadata
 
 
 def localizer_from_session(session: Session, source: str) -> Localizer:

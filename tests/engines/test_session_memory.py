@@ -13,8 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from tiny_localizer import images, opened
 
-from engines.backend import Session
-from engines.feeds import Input
+from engines.backend import Input, Session
 from engines.registry import open_engine
 from engines.torch_runtime import TorchBackend
 

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.backend import BuildOptions, Feeds, Session
-from engines.feeds import Input
+from engines.backend import BuildOptions, Feeds, Input, Session
 from engines.memory import MemoryBackend
 from engines.registry import backend
 from engines.torch_runtime import TorchBackend

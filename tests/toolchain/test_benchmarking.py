@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from deployment import lctr
+from foreign_cnn import foreign_cnn
 from onnx import numpy_helper
 from square_finder import finder, squares
 
@@ -198,3 +199,28 @@ def test_the_duration_decides_how_many_calls(files: dict[str, Path], ticking: di
     assert told.exit_code == 0, told.output
     # 60 calls of 10 ms.
     assert told.stdout.count("4 x 15") == 2
+
+
+def test_anybody_s_model_is_timed_on_what_it_takes(tmp_path: Path) -> None:
+    one, other = foreign_cnn(tmp_path / "one.onnx"), foreign_cnn(tmp_path / "other.onnx", seed=1)
+    record = json.loads(lctr("benchmark", one, other, *QUICK, "--json").stdout)
+    row = record["latency"]["batches"]["2"]
+    assert row["one.onnx"]["timings"]["n"] == row["other.onnx"]["timings"]["n"] == 6
+    assert row["other.onnx"]["agreement"]["scores"]["snr_db"] < 20
+    assert record["accuracy"] == {}
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ({"batch": "4"}, (), "Input 'pixels' of one.onnx is [4, 3, 11, 11]: give --batch 4."),
+        ({"size": "side"}, (), "export it with its batch alone dynamic."),
+        ({}, ("--data", "shapes"), "one.onnx does not say its preset: it was not made by lctr"),
+    ],
+)
+def test_what_a_model_takes_may_be_unknown_or_not_fit(
+    model: dict[str, str], options: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    told = lctr("benchmark", foreign_cnn(tmp_path / "one.onnx", **model), *QUICK, *options)
+    assert told.exit_code in (1, 2)
+    assert message in told.stderr
