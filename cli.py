@@ -963,6 +963,7 @@ def evaluate(
 @click.option("--spin-wait", is_flag=True, help="Wait for the GPU in a busy loop.")
 @click.option("--no-transfers", "--no-data-transfers", is_flag=True, help="Leave inputs and outputs on the GPU.")
 @click.option("--cold-cache", is_flag=True, help="Empty the last-level cache before every call.")
+@click.option("--runtime-cache", type=PATH, metavar="DIR", help="TensorRT-RTX: keep what first runs compile in DIR.")
 @click.option("--data", metavar="SPEC", help="Measure accuracy too, on the test images of this data set.")
 @click.option("--images", type=int, help="Test images. Default: all.")
 @click.option("--max-drop", type=float, metavar="POINTS", help="Bound on what a file loses of GT-Known or Top-1 Loc.")
@@ -981,6 +982,7 @@ def benchmark(
     images: int | None,
     output: Path | None,
     plot: Path | None,
+    runtime_cache: Path | None,
     seed: int,
     as_json: bool,
     **measured: Any,
@@ -998,7 +1000,7 @@ def benchmark(
     from toolchain.pareto_plot import check_plot, draw
 
     gates, settings = _gates_and_settings(**measured)
-    question = Question(files, reference, sizes_from_options(sizes), settings, data, images, seed, gates)
+    question = Question(files, reference, sizes_from_options(sizes), settings, data, images, seed, gates, runtime_cache)
     if output:
         _require_suffix(output, ".json")
     if plot:

@@ -7,6 +7,7 @@ images over wall time. Energy is the GPU's mean power over a turn times the turn
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -77,6 +78,8 @@ class Measurement:
 
     Attributes:
         batch: images per call.
+        first_call_ms: milliseconds on the host of the very first call at this batch size, before any warm-up: into it
+            falls what a runtime compiles or allocates late.
         turns: one per round.
         ratio: of median latencies, to the baseline; below 1 where faster.
         agreement: output -> how far it is from the baseline's of this name.
@@ -84,6 +87,7 @@ class Measurement:
     """
 
     batch: int
+    first_call_ms: float
     turns: tuple[Turn, ...]
     ratio: Interval
     agreement: Mapping[str, Agreement]
@@ -140,6 +144,7 @@ class Measurement:
         throughputs = [self.batch * turn.timings.n / turn.timings.seconds for turn in self.turns]
         record = {
             "timings": self.timings.as_dict(),
+            "first_call_ms": self.first_call_ms,
             "iterations": self.turns[0].timings.n,
             "images_per_second": self.images_per_second,
             "throughput": {**figures(throughputs), "unit": "images/s, by round"},
@@ -232,12 +237,14 @@ def benchmark(
     measured = {}
     rounds_done, total = count(1), len(sizes) * settings.rounds
     for size, feeds in zip(sizes, batches, strict=True):
+        first = {name: _first_call(session, feeds[0]) for name, session in sessions.items()}
         outputs = {name: [session.run(f) for f in feeds] for name, session in sessions.items()}
         turns = _interleaved(sessions, feeds, settings, gpu, lambda: progress(next(rounds_done), total))
         base = next(iter(sessions))
         measured[size] = {
             name: Measurement(
                 batch=size,
+                first_call_ms=first[name],
                 turns=tuple(mine),
                 ratio=_ratio(mine, turns[base]),
                 agreement=agreements(outputs[name], outputs[base]),
@@ -247,6 +254,12 @@ def benchmark(
         }
     described = gpu.reason if isinstance(gpu, Absent) else f"{gpu.name}, driver {gpu.driver}"
     return Benchmark(next(iter(sessions)), settings, measured, described)
+
+
+def _first_call(session: Session, feed: Feeds) -> float:
+    start = time.perf_counter_ns()
+    session.run(feed)
+    return (time.perf_counter_ns() - start) / 1e6
 
 
 def _batch_size(feeds: Sequence[Feeds]) -> int:

@@ -25,11 +25,13 @@ class Entry:
         module: imported when the backend is asked for: each loads a runtime of its own.
         class_name: in that module.
         variants: argument of the class -> what it may be, the plain one first.
+        compiles_at_first_run: on the GPU, so that the kernels are worth keeping.
     """
 
     module: str
     class_name: str
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    compiles_at_first_run: bool = False
 
 
 BACKENDS = {
@@ -42,7 +44,7 @@ BACKENDS = {
         variants={"mode": ("eager", "compile"), "device": ("cpu", "cuda"), "precision": ("fp32", "fp16")},
     ),
     "tensorrt": Entry("engines.tensorrt", "TensorRTBackend"),
-    "tensorrt-rtx": Entry("engines.tensorrt_rtx", "TensorRTRTXBackend"),
+    "tensorrt-rtx": Entry("engines.tensorrt_rtx", "TensorRTRTXBackend", compiles_at_first_run=True),
     "memory": Entry("engines.memory", "MemoryBackend"),
 }
 """By name."""
@@ -54,9 +56,7 @@ def backend(name: str) -> Backend:
     Raises:
         UsageError: there is none, or a variant that it does not have, or two that exclude each other.
     """
-    entry, arguments = _parsed(name)
-    found: Backend = getattr(import_module(entry.module), entry.class_name)(**arguments)
-    return found
+    return _made(*_parsed(name))
 
 
 def file_and_backend(text: str) -> tuple[Path, str | None]:
@@ -96,17 +96,30 @@ def backend_of(path: Path) -> Backend:
     return backend(name)
 
 
-def open_engine(path: Path, backend_name: str | None = None) -> AbstractContextManager[Session]:
+def open_engine(
+    path: Path, backend_name: str | None = None, runtime_caches: Path | None = None
+) -> AbstractContextManager[Session]:
     """Open an ONNX file or an engine whose content matches its sidecar; see `Backend.open` for the errors.
 
     Args:
         path: the file.
         backend_name: what is to open it; None: the backend that it is for.
+        runtime_caches: folder of the kernels that engines compile at their first run, a file for each engine; None:
+            they are compiled anew. Backends that compile nothing have no use for it.
 
     Raises:
         UsageError: no such backend.
     """
-    return (backend(backend_name) if backend_name else backend_of(path)).open(path)
+    entry, arguments = _parsed(backend_name or backend_of(path).name)
+    if runtime_caches is not None and entry.compiles_at_first_run:
+        kept = runtime_caches / f"{read_sidecar(path).sha256[:16]}.cache"
+        return _made(entry, {**arguments, "runtime_cache": kept}).open(path)
+    return _made(entry, arguments).open(path)
+
+
+def _made(entry: Entry, arguments: Mapping[str, object]) -> Backend:
+    found: Backend = getattr(import_module(entry.module), entry.class_name)(**arguments)
+    return found
 
 
 def _parsed(name: str) -> tuple[Entry, dict[str, str]]:

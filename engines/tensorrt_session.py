@@ -69,12 +69,7 @@ def running(
 
 
 class TensorRTSession:
-    """An engine on a GPU; see `engines.backend.Session`.
-
-    Attributes:
-        first_run_ms: milliseconds on the host from the making of the first execution context to the first answer, into
-            which fall kernels that are compiled at first use (TensorRT-RTX); None before it.
-    """
+    """An engine on a GPU; see `engines.backend.Session`."""
 
     def __init__(self, runtime: Runtime, device: Device, metadata: Mapping[str, str]) -> None:
         self._runtime: Runtime | None = runtime
@@ -86,7 +81,6 @@ class TensorRTSession:
         self.taken = tuple(t.as_input() for t in self._tensors.inputs)
         self.inputs = tuple(t.name for t in self._tensors.inputs)
         self.outputs = tuple(t.name for t in self._tensors.outputs)
-        self.first_run_ms: float | None = None
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """Compute every output for one batch; BackendError for feeds that the engine does not take."""
@@ -137,15 +131,12 @@ class TensorRTSession:
 
     def _called(self, index: int, feeds: Feeds) -> Lane:
         """The lane of this index after one whole call in it."""
-        start = time.perf_counter_ns()
         lane = self._lane(index)
         lane.load(feeds)
         lane.upload()
         lane.execute()
         lane.download()
         lane.stream.synchronize()
-        if self.first_run_ms is None:
-            self.first_run_ms = (time.perf_counter_ns() - start) / 1e6
         return lane
 
     def _lane(self, index: int) -> Lane:

@@ -64,11 +64,14 @@ def settings(latency: Mapping[str, Any]) -> Table:
     rows = [
         [
             *(size, name, found["timings"]["clock"], f"{asked['rounds']} x {found['iterations']}", warm_up),
+            f"{found['first_call_ms']:.1f}",
             *(_setting(found["timings"]["settings"].get(key)) for key in names),
         ]
         for size, name, found in measured
     ]
-    return Table("", ["batch", "file", "clock", "calls", "warm-up", *(n.replace("_", " ") for n in names)], rows)
+    return Table(
+        "", ["batch", "file", "clock", "calls", "warm-up", "first call ms", *(n.replace("_", " ") for n in names)], rows
+    )
 
 
 def gpu(latency: Mapping[str, Any]) -> Table:

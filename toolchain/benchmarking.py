@@ -42,6 +42,7 @@ class Question:
         images: of those, at most.
         seed: of the noise that latency is measured on.
         gates: bounds.
+        runtime_caches: as for `engines.registry.open_engine`.
 
     Raises:
         UsageError: a bound on the drop with nothing to measure one on or against, or a batch size that is none.
@@ -55,6 +56,7 @@ class Question:
     images: int | None = None
     seed: int = 0
     gates: Gates = field(default_factory=Gates)
+    runtime_caches: Path | None = None
 
     def __post_init__(self) -> None:
         if self.gates.max_drop is not None and not self.data:
@@ -135,7 +137,7 @@ def compared(question: Question, step: Step = unwatched) -> Compared:
         gpu = stack.enter_context(opened_gpu())
         _require_energy(question.gates, gpu)
         sessions = {
-            name: stack.enter_context(open_session(*file_and_backend(text)))
+            name: stack.enter_context(open_session(*file_and_backend(text), question.runtime_caches))
             for name, text in question.contenders.items()
         }
         latency = _latency(question, sessions, gpu, step)

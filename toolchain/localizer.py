@@ -93,8 +93,10 @@ def open_localizer(path: Path, backend_name: str | None = None) -> Iterator[Loca
 
 
 @contextmanager
-def open_session(path: Path, backend_name: str | None = None) -> Iterator[Session]:
+def open_session(path: Path, backend_name: str | None = None, runtime_caches: Path | None = None) -> Iterator[Session]:
     """Open a file to be run and timed; a checkpoint runs in torch, in the form that is deployed.
+
+    See `engines.registry.open_engine` for the arguments.
 
     Raises:
         ArtifactError, ModelError, BackendError: the file cannot be used, or not here.
@@ -103,7 +105,7 @@ def open_session(path: Path, backend_name: str | None = None) -> Iterator[Sessio
     if path.suffix in CHECKPOINTS:
         opened: AbstractContextManager[Session] = _deployed(path, backend_name or TORCH)
     else:
-        opened = open_engine(path, backend_name)
+        opened = open_engine(path, backend_name, runtime_caches)
     with opened as session:
         yield session
 

@@ -1,6 +1,7 @@
 """Figures against hand-derived ones; no assertion depends on how fast this machine is."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from typing import Any
@@ -85,8 +86,26 @@ def test_sessions_take_turns_and_inputs_rotate() -> None:
     checks = [("a", 0.0), ("a", 7.0), ("b", 0.0), ("b", 7.0)]
     warmup = [("a", 0.0), ("b", 0.0)]
     rounds = [("a", 0.0), ("b", 0.0), ("a", 7.0), ("b", 7.0), ("a", 0.0), ("b", 0.0)]
-    assert seen == checks + warmup + rounds
+    first = [("a", 0.0), ("b", 0.0)]
+    assert seen == first + checks + warmup + rounds
     assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_the_first_call_is_told_apart_and_every_batch_size_has_its_own() -> None:
+    calls: list[int] = []
+
+    def compiling_at_first(feeds: Feeds) -> dict[str, Any]:
+        calls.append(len(feeds["image"]))
+        if calls.count(calls[-1]) == 1:
+            time.sleep(0.05)
+        return dict(feeds)
+
+    one = {"image": FEED["image"][:1]}
+    session = MemorySession(compiling_at_first, clock=scripted(1))
+    result = benchmark({"a": session}, [[one], [FEED]], Settings(warmup=0, rounds=1, iterations=2))
+    for row in result.batches.values():
+        assert row["a"].as_dict()["first_call_ms"] >= 50
+        assert max(row["a"].timings.milliseconds) == pytest.approx(1)
 
 
 def test_outputs_are_compared_with_the_baseline_and_checked() -> None:

@@ -1,10 +1,12 @@
 """What backends are called, and how a file on the command line names the one that is to open it."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from engines.registry import BACKENDS, backend, backend_of, file_and_backend
+from engines.registry import BACKENDS, backend, backend_of, file_and_backend, open_engine
+from engines.tensorrt_rtx import TensorRTRTXBackend
 from toolchain.artifacts import seal
 from toolchain.errors import ArtifactError, UsageError
 
@@ -74,3 +76,29 @@ def test_an_engine_of_a_backend_that_nobody_knows_is_no_engine(tmp_path: Path, n
     seal(tmp_path / "a", "engine", metadata={"backend": name})
     with pytest.raises(ArtifactError, match="not an engine of a backend known here"):
         backend_of(tmp_path / "a")
+
+
+def test_what_a_first_run_compiles_is_kept_by_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Path | None] = {}
+
+    def opening(self: TensorRTRTXBackend, engine: Path) -> nullcontext[None]:
+        asked[engine.name] = self.runtime_cache
+        return nullcontext()
+
+    monkeypatch.setattr(TensorRTRTXBackend, "open", opening)
+    for name in ("one", "other"):
+        (tmp_path / name).write_text(name)
+        seal(tmp_path / name, "engine", metadata={"backend": "tensorrt-rtx"})
+        open_engine(tmp_path / name, runtime_caches=tmp_path / "kernels")
+    assert {path.parent for path in asked.values() if path} == {tmp_path / "kernels"}
+    assert asked["one"] != asked["other"]
+    open_engine(tmp_path / "one")
+    assert asked["one"] is None
+
+
+def test_a_backend_that_compiles_nothing_late_keeps_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text('{"inputs": [], "outputs": []}')
+    seal(tmp_path / "a", "engine", metadata={"backend": "memory"})
+    with open_engine(tmp_path / "a", runtime_caches=tmp_path / "kernels") as session:
+        assert session.inputs == ()
+    assert not (tmp_path / "kernels").exists()

@@ -273,16 +273,6 @@ def test_no_iteration_is_refused_and_frees_its_events(gpu: FakeGPU, vendor: Fake
         assert not [held for held in gpu.alive if isinstance(held, Event)]
 
 
-def test_the_first_call_is_told_apart(vendor: FakeVendor) -> None:
-    with opened(vendor) as session:
-        assert session.first_run_ms is None
-        session.run(images(1))
-        first = session.first_run_ms
-        assert first > 0
-        session.run(images(1))
-        assert session.first_run_ms == first
-
-
 def test_a_refused_engine_is_told_in_the_loggers_words(gpu: FakeGPU, vendor: FakeVendor) -> None:
     with (
         pytest.raises(
