@@ -69,7 +69,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="lctr")
 def main() -> None:
-    r"""From a vision transformer in PyTorch to an INT8 TensorRT engine, calibrated without real images.
+    """From a vision transformer in PyTorch to an INT8 TensorRT engine, calibrated without real images.
 
     `lctr deploy` does everything, step by step and resumable; each step is a command of its own:
 
@@ -78,7 +78,7 @@ def main() -> None:
 
     Every result stands beside a sidecar NAME.json that says what it was made from. Exit codes: 0 done; 1 failed, with
     the reason; 2 wrong usage; 3 a bound (--max-drop, --max-p99, ...) did not hold.
-    """
+    """  # noqa: D301 - a raw one would print the mark that keeps the lines apart
 
 
 def _data_option(default: str | None = "shapes") -> _Decorator:
