@@ -13,13 +13,15 @@ last LayerNorm, which is what the statistics are made of, less its mean over all
 
 Beside the synthetic images two other sets are asked about. *Unseen* are real images of the validation split: what no
 memory looks like. *Copies* are training images, moved by a few pixels and covered with noise: what memory looks like.
+
+Last, what the class centers themselves tell whoever holds an image, as `membership.py` says.
 """
 
 import argparse
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,12 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from membership import Labels, membership
 from nearness import Nearness, Vectors, nearness
 from numpy.typing import NDArray
 from record import markdown, written
 
-from calib import image_set
+from calib import image_set, statistics
 from calib.moments import image_moments
 from calib.observation import frozen, observing
 from calib.tokens import token_view
@@ -68,6 +71,23 @@ class Seen:
     def part(self, rows: slice) -> "Seen":
         """Some of them."""
         return Seen(self.pixels[rows], self.features[rows])
+
+
+@dataclass(frozen=True)
+class Split:
+    """Real images.
+
+    Attributes:
+        images: (N, S, S, 3).
+        labels: (N,).
+    """
+
+    images: Images
+    labels: Labels
+
+    def spread(self, count: int) -> Images:
+        """So many images, evenly spread over all; all of them where there are fewer."""
+        return self.images[:: max(1, len(self.images) // count)][:count]
 
 
 @dataclass(frozen=True)
@@ -110,6 +130,9 @@ def main() -> None:
     record |= _compared(known, np.stack(found), _real(known, data))
     written(record, options.output)
     print(_table(record["parts"]))
+    told = record["membership"]
+    low, high = told["interval"]
+    print(f"\nMembers of the class centers told from others: AUC {told['auc']:.3f} ({low:.3f} to {high:.3f}).")
     remembering = [part for part in record["parts"] if part["images"] == "synthetic" and part["p"] < REMEMBERS]
     print(f"\nSynthetic images nearer to training images than chance explains: {'yes' if remembering else 'no'}.")
 
@@ -128,17 +151,21 @@ def _synthesized(known: KnownTeacher, folder: Path, count: int) -> Path:
     return stages.synthetic(known, known.statistics, folder, Request(count)).artifact.path
 
 
-def _real(known: KnownTeacher, data: str) -> dict[str, Images]:
-    """Training, held-out and unseen images by their split's name, (N, S, S, 3)."""
+def _real(known: KnownTeacher, data: str) -> dict[str, Split]:
+    """Training, held-out and unseen images by their split's name."""
     drawn = {"train": DRAWN, "test": DRAWN} if data == "shapes" else {}
-    splits = {split: open_data(data, split, known.window, drawn.get(split)) for split in ("train", "test", "val")}
-    return {split: np.stack([images[index].image for index in range(len(images))]) for split, images in splits.items()}
+    found = {}
+    for name in ("train", "test", "val"):
+        split = open_data(data, name, known.window, drawn.get(name))
+        samples = [split[index] for index in range(len(split))]
+        labels = np.array([sample.label for sample in samples])
+        found[name] = Split(np.stack([sample.image for sample in samples]), labels)
+    return found
 
 
-def _compared(known: KnownTeacher, synthetic: Images, real: dict[str, Images]) -> dict[str, Any]:
-    training, held_out = _seen(known, real["train"], "training"), _seen(known, real["test"], "held-out")
-    unseen = real["val"][:: max(1, len(real["val"]) // len(synthetic))][: len(synthetic)]
-    copies = _copies(real["train"][:: max(1, len(real["train"]) // len(synthetic))][: len(synthetic)])
+def _compared(known: KnownTeacher, synthetic: Images, real: dict[str, Split]) -> dict[str, Any]:
+    training, held_out = _seen(known, real["train"].images, "training"), _seen(known, real["test"].images, "held-out")
+    unseen, copies = real["val"].spread(len(synthetic)), _copies(real["train"].spread(len(synthetic)))
     asked = {
         name: Asked(_seen(known, images, name), _seen(known, images[:, :, ::-1], f"{name}, mirrored"))
         for name, images in (("synthetic", synthetic), ("unseen", unseen), ("copies", copies))
@@ -156,7 +183,17 @@ def _compared(known: KnownTeacher, synthetic: Images, real: dict[str, Images]) -
                 "features": nearness(images.feature_distances(own, mean), images.feature_distances(others, mean)),
             }
             parts += [_row(number + 1, space, name, found) for space, found in spaces.items()]
-    return {"training": len(training.pixels), "set_size": size, "parts": parts}
+    labelled = [(seen.features, real[name].labels) for seen, name in ((training, "train"), (held_out, "test"))]
+    told = membership(labelled[0], labelled[1], _centers(known))
+    return {"training": len(training.pixels), "set_size": size, "parts": parts, "membership": asdict(told)}
+
+
+def _centers(known: KnownTeacher) -> dict[int, Vectors]:
+    """Class -> center at the last LayerNorm, as the bundle has it."""
+    assert known.statistics is not None
+    bundle = statistics.load(known.statistics, known.sha256, known.name)
+    centers = bundle.centers[known.view.layers[-1]].center.mean.numpy()
+    return dict(zip(bundle.population.classes, centers, strict=True))
 
 
 def _row(part: int, space: str, images: str, found: Nearness) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""What `benchmarks/privacy.py` makes of distances, on images whose answer is known."""
+"""What `benchmarks/privacy.py` makes of distances and of class centers, on data whose answer is known."""
+
+import importlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,3 +75,25 @@ def test_wilson_by_hand() -> None:
     assert wilson(0.0, 10) == (pytest.approx(0, abs=1e-12), pytest.approx(3.841459 / 13.841459, rel=1e-5))
     low, high = wilson(0.5, 100)
     assert low + high == pytest.approx(1)
+
+
+def test_members_of_a_center_are_told_from_others_where_it_is_of_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    membership = importlib.import_module("membership").membership
+    random = np.random.default_rng(0)
+
+    def auc(images: int, channels: int) -> float:
+        """Of images of two classes around centers of so many."""
+        labels = np.repeat([0, 1], images)
+        members = random.standard_normal((2 * images, channels)) + 3 * labels[:, None]
+        other_labels = np.repeat([0, 1], 400)
+        others = random.standard_normal((800, channels)) + 3 * other_labels[:, None]
+        centers = {label: members[labels == label].mean(0) for label in (0, 1)}
+        found = membership((members, labels), (others, other_labels), centers)
+        assert (found.members, found.others) == (2 * images, 400)
+        assert found.interval[0] <= found.auc <= found.interval[1]
+        return found.auc
+
+    # The score's mean moves by sqrt(channels / images) of its deviation: by 4 and by 0.3.
+    assert auc(8, 128) > 0.95
+    assert 0.5 < auc(400, 36) < 0.7
