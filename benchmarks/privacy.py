@@ -13,15 +13,13 @@ last LayerNorm, which is what the statistics are made of, less its mean over all
 
 Beside the synthetic images two other sets are asked about. *Unseen* are real images of the validation split: what no
 memory looks like. *Copies* are training images, moved by a few pixels and covered with noise: what memory looks like.
-
-Last, what the class centers themselves tell whoever holds an image, as `membership.py` says.
 """
 
 import argparse
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,12 +27,11 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from membership import Labels, membership
 from nearness import Nearness, Vectors, nearness
 from numpy.typing import NDArray
 from record import markdown, written
 
-from calib import image_set, statistics
+from calib import image_set
 from calib.moments import image_moments
 from calib.observation import frozen, observing
 from calib.tokens import token_view
@@ -83,7 +80,7 @@ class Split:
     """
 
     images: Images
-    labels: Labels
+    labels: NDArray[np.int64]
 
     def spread(self, count: int) -> Images:
         """So many images, evenly spread over all; all of them where there are fewer."""
@@ -119,22 +116,28 @@ class Asked:
 def main() -> None:
     """Measure, write the record, print a table."""
     options = _options()
-    photos: Path | None = options.photos
-    model = photos / "finetuned.safetensors" if photos else BUNDLED
-    data = f"cub:{photos / 'CUB_200_2011'}" if photos else "shapes"
-    known = localizer_teacher(model)
+    known, data = subject(options.photos)
     with tempfile.TemporaryDirectory() as folder:
         synthetic = options.images or _synthesized(known, Path(folder) / "synthetic", options.count)
         found = [*image_set.stream(synthetic, known.window.crop, limit=options.count)]
-    record = {"model": model.name, "data": data.partition(":")[0], "synthetic": len(found), "noise_levels": NOISE}
-    record |= _compared(known, np.stack(found), _real(known, data))
+    record = {
+        "model": Path(known.name).name,
+        "data": data.partition(":")[0],
+        "synthetic": len(found),
+        "noise_levels": NOISE,
+    }
+    record |= _compared(known, np.stack(found), real_images(known, data))
     written(record, options.output)
     print(_table(record["parts"]))
-    told = record["membership"]
-    low, high = told["interval"]
-    print(f"\nMembers of the class centers told from others: AUC {told['auc']:.3f} ({low:.3f} to {high:.3f}).")
     remembering = [part for part in record["parts"] if part["images"] == "synthetic" and part["p"] < REMEMBERS]
     print(f"\nSynthetic images nearer to training images than chance explains: {'yes' if remembering else 'no'}.")
+
+
+def subject(photos: Path | None) -> tuple[KnownTeacher, str]:
+    """The localizer and its data set: what `make finetuned` made in a folder, or the bundled one."""
+    if photos is None:
+        return localizer_teacher(BUNDLED), "shapes"
+    return localizer_teacher(photos / "finetuned.safetensors"), f"cub:{photos / 'CUB_200_2011'}"
 
 
 def _options() -> argparse.Namespace:
@@ -151,7 +154,7 @@ def _synthesized(known: KnownTeacher, folder: Path, count: int) -> Path:
     return stages.synthetic(known, known.statistics, folder, Request(count)).artifact.path
 
 
-def _real(known: KnownTeacher, data: str) -> dict[str, Split]:
+def real_images(known: KnownTeacher, data: str) -> dict[str, Split]:
     """Training, held-out and unseen images by their split's name."""
     drawn = {"train": DRAWN, "test": DRAWN} if data == "shapes" else {}
     found = {}
@@ -164,10 +167,10 @@ def _real(known: KnownTeacher, data: str) -> dict[str, Split]:
 
 
 def _compared(known: KnownTeacher, synthetic: Images, real: dict[str, Split]) -> dict[str, Any]:
-    training, held_out = _seen(known, real["train"].images, "training"), _seen(known, real["test"].images, "held-out")
+    training, held_out = seen(known, real["train"].images, "training"), seen(known, real["test"].images, "held-out")
     unseen, copies = real["val"].spread(len(synthetic)), _copies(real["train"].spread(len(synthetic)))
     asked = {
-        name: Asked(_seen(known, images, name), _seen(known, images[:, :, ::-1], f"{name}, mirrored"))
+        name: Asked(seen(known, images, name), seen(known, images[:, :, ::-1], f"{name}, mirrored"))
         for name, images in (("synthetic", synthetic), ("unseen", unseen), ("copies", copies))
     }
     mean = np.concatenate([training.features, held_out.features]).mean(0)
@@ -183,17 +186,7 @@ def _compared(known: KnownTeacher, synthetic: Images, real: dict[str, Split]) ->
                 "features": nearness(images.feature_distances(own, mean), images.feature_distances(others, mean)),
             }
             parts += [_row(number + 1, space, name, found) for space, found in spaces.items()]
-    labelled = [(seen.features, real[name].labels) for seen, name in ((training, "train"), (held_out, "test"))]
-    told = membership(labelled[0], labelled[1], _centers(known))
-    return {"training": len(training.pixels), "set_size": size, "parts": parts, "membership": asdict(told)}
-
-
-def _centers(known: KnownTeacher) -> dict[int, Vectors]:
-    """Class -> center at the last LayerNorm, as the bundle has it."""
-    assert known.statistics is not None
-    bundle = statistics.load(known.statistics, known.sha256, known.name)
-    centers = bundle.centers[known.view.layers[-1]].center.mean.numpy()
-    return dict(zip(bundle.population.classes, centers, strict=True))
+    return {"training": len(training.pixels), "set_size": size, "parts": parts}
 
 
 def _row(part: int, space: str, images: str, found: Nearness) -> dict[str, Any]:
@@ -201,7 +194,8 @@ def _row(part: int, space: str, images: str, found: Nearness) -> dict[str, Any]:
     return {"part": part, "space": space, "images": images, "count": measured.pop("images"), **measured}
 
 
-def _seen(known: KnownTeacher, images: Images, name: str) -> Seen:
+def seen(known: KnownTeacher, images: Images, name: str) -> Seen:
+    """Images (N, S, S, 3) as they are compared; `name` tells the user which."""
     print(f"Looking at {len(images)} images: {name}.", file=sys.stderr)
     teacher, view = known.teacher, token_view(known.view.layers[-1:])
     pixels, features = [], []
