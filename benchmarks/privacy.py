@@ -108,7 +108,7 @@ class Asked:
     def feature_distances(self, others: Seen, mean: Vectors) -> Vectors:
         """(N, M); `mean` (D,) becomes the origin."""
         there = _unit(others.features - mean)
-        alike = [_unit(seen.features - mean) @ there.T for seen in (self.images, self.mirrored)]
+        alike = [_unit(side.features - mean) @ there.T for side in (self.images, self.mirrored)]
         distances: Vectors = 1 - np.maximum(*alike)
         return distances
 
