@@ -331,8 +331,8 @@ def _guide_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--guide",
             metavar="FILE|MODULE:FACTORY",
-            help="A BatchNorm network in MODEL's place: NAME.guide.safetensors of `lctr train --guide`, or a "
-            "package.module:factory that returns any nn.Module. This imports and runs that module's code.",
+            help="A network in MODEL's place: NAME.guide.safetensors of `lctr train --guide`, or a "
+            "package.module:factory that returns any classifier. This imports and runs that module's code.",
         ),
         click.option("--num-classes", type=int, help="Of a factory's network, where no MODEL says it, as all below."),
         click.option("--image-size", type=int, metavar="PIXELS", help="Side of its input."),
@@ -351,6 +351,7 @@ def _guide_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--images", type=int, help="Training images. Default: all.")
 @click.option("--min-images", default=8, show_default=True, help="Fewest images that a class center is made of.")
 @_guide_options
+@_json_option
 def statistics(
     model: Path | None,
     data: str,
@@ -359,12 +360,16 @@ def statistics(
     min_images: int,
     guide: str | None,
     num_classes: int | None,
+    as_json: bool,
     **stated: Any,
 ) -> None:
     """Take the statistics of MODEL, or of a guide: class centers and global moments, never an image.
 
     Run it where the training images are; its result is all that has to leave that place. Of MODEL they are taken of
     the tokens, in layers chosen by how well they separate the classes; of a guide, at the inputs of its BatchNorms.
+
+    A class with fewer than --min-images gets no center: its images enter the global moments alone, and those only if
+    there are so many of such classes together. docs/privacy.md says what the result reveals.
     """
     from toolchain.stages import statistics
     from toolchain.teachers import teacher_named
@@ -377,8 +382,20 @@ def statistics(
     with terminal.steps() as step:
         made = statistics(known, data, target, images=images, min_images=min_images, progress=step("statistics"))
     facts = made.artifact.metadata
+    if as_json:
+        kept = _kept(facts, "model_sha256", "population", "center_layers", "separation", "without_center")
+        _print_json({"path": str(target), "reused": made.reused, **kept})
+        return
     classes, layers = len(facts["population"]["classes"]), len(facts["center_layers"])
     click.echo(f"{classes} class centers in {layers} layers.")
+    fewer, without = f"Fewer than {facts['population']['min_images']} images", facts["without_center"]
+    for fate, words in (
+        ("pooled", f"{fewer}, in the global statistics only"),
+        ("left_out", f"{fewer}, even together, and left out"),
+        ("absent", "No image"),
+    ):
+        if without[fate]:
+            click.echo(f"{words}: {', '.join(without[fate])}.")
     _say_made(made)
 
 
@@ -701,7 +718,6 @@ def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @main.command()
 @click.argument("model", type=PATH, required=False)
-@click.option("--guide", metavar="PACKAGE.MODULE:FACTORY", help="Any classifier in MODEL's place; its code is run.")
 @click.option("--images", type=PATH, required=True, metavar="DIR", help="Synthetic images, of `lctr synthesize`.")
 @click.option("--real-images", type=PATH, metavar="DIR", help="Real images beside them; their labels are not needed.")
 @click.option("--data", metavar="SPEC", help="Or a data set, whose training images have labels.")
@@ -716,11 +732,8 @@ def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--learn-scales", is_flag=True, help="Tune the activations' scales then, instead.")
 @click.option("--keep-float", multiple=True, metavar="PATTERN", help="As for `lctr quantize`; may be repeated.")
 @click.option("--equalize/--no-equalize", default=True, show_default=True, help="As for `lctr quantize`.")
-@click.option("--image-size", type=int, metavar="PIXELS", help="Of a guide's input.")
-@click.option("--mean", nargs=3, type=float, metavar="R G B", help="Of a guide's pixels in [0, 1].")
-@click.option("--std", nargs=3, type=float, metavar="R G B", help="Likewise.")
-@click.option("--num-classes", type=int, help="Of a guide, which is checked.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@_guide_options
 @_seed_option
 @_output_option("Checkpoint to write, .safetensors; the graphs and the log stand beside it.")
 @_json_option
@@ -753,15 +766,15 @@ def finetune(
     Under 8 bits it shows what accuracy such a network would have: its levels are carried in INT8, and nothing computes
     faster for it.
 
-    --guide tunes any classifier, BatchNorm included: its statistics stay, its factors are folded as the export does.
+    --guide tunes any classifier, BatchNorm included: its statistics stay, its factors are folded as the export does. A
+    guide of ours becomes another one, a factory's network a state dict.
     Killed at any moment, the same command goes on after the last whole epoch, from OUTPUT.state.
     """
     _require_suffix(output, ".safetensors")
     if (model is None) == (guide is None):
-        raise UsageError("Name one network to fine-tune: a checkpoint MODEL, or a factory with --guide.")
+        raise UsageError("Name one network to fine-tune: a checkpoint MODEL, or another one with --guide.")
     if model:
         _require_absent("MODEL", "image_size", "mean", "std", "num_classes")
-    from toolchain.calibration import Stated
     from toolchain.finetuning import run
     from toolchain.finetuning.loop import Schedule
     from toolchain.finetuning.student import Bits
@@ -774,7 +787,7 @@ def finetune(
             done = run.finetuned_localizer(model, output, asked, step)
         else:
             assert guide is not None
-            done = run.finetuned_network(guide, Stated(mean, std, image_size), num_classes, output, asked, step)
+            done = run.finetuned_network(guide, _stated(mean, std, image_size), num_classes, output, asked, step)
     facts, quantized = done.checkpoint.artifact.metadata, done.quantized.artifact
     if as_json:
         record = {"path": str(output), "quantized": str(quantized.path), "reused": done.checkpoint.reused}

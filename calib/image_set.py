@@ -131,7 +131,7 @@ def stream(
         UsageError: a limit under 1.
     """
     files = listed(path, limit)
-    prepare = np.asarray if _is_synthetic(path) else crop
+    prepare = np.asarray if is_synthetic(path) else crop
     problems = []
     for file in files:
         try:
@@ -194,8 +194,12 @@ def _normal(random: np.random.Generator, count: int, size: int) -> NDArray[np.fl
     return random.standard_normal((count, 3, size, size), np.float32)
 
 
-def _is_synthetic(path: Path) -> bool:
-    """Whether `path` is one of our sets, and an unchanged one; anybody's folder has no sidecar."""
+def is_synthetic(path: Path) -> bool:
+    """Whether `path` is one of our sets; anybody's folder has no sidecar.
+
+    Raises:
+        ArtifactError: it is one, and was changed.
+    """
     if not artifacts.sidecar_of(path).exists() or artifacts.read_sidecar(path).kind != KIND:
         return False
     artifacts.load(path, KIND)

@@ -18,7 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 from calib.histograms import Histogram, histogram_of, merged
 from calib.thresholds import Threshold, relative_error, threshold_of
 from toolchain import artifacts
-from toolchain.errors import ArtifactError, BackendError, DataError, ModelError, UsageError
+from toolchain.errors import ArtifactError, BackendError, DataError, ModelError, UsageError, first_line
 from toolchain.progress import Progress, silent
 
 SCHEMA_VERSION = 3
@@ -278,7 +278,7 @@ def _session(observer: Path, tensors: Sequence[str], input_name: str) -> tuple[o
         session = onnxruntime.InferenceSession(str(observer), options, providers=["CPUExecutionProvider"])
     except RUNTIME_ERRORS as error:
         raise BackendError(
-            f"ONNX Runtime cannot load {observer} ({_first_line(error)}): export the model again."
+            f"ONNX Runtime cannot load {observer} ({first_line(error)}): export the model again."
         ) from error
     inputs = {i.name: i for i in session.get_inputs()}
     if list(inputs) != [input_name]:
@@ -306,11 +306,7 @@ def _values(
         found = dict(zip(fetched, session.run(fetched, {input_name: feed}) if fetched else [], strict=True))
     except RUNTIME_ERRORS as error:
         raise BackendError(
-            f"ONNX Runtime failed on a batch of shape {feed.shape} in {observer.name} ({_first_line(error)}): "
+            f"ONNX Runtime failed on a batch of shape {feed.shape} in {observer.name} ({first_line(error)}): "
             f"check the shape of input '{input_name}'."
         ) from error
     return {name: feed if name == input_name else found[name] for name in watched}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -189,6 +189,7 @@ def save(
     path: Path,
     network: str,
     *,
+    class_names: Sequence[str] = (),
     parameters: Mapping[str, Any] | None = None,
     inputs: Mapping[str, Path] | None = None,
     code: str = "",
@@ -199,6 +200,7 @@ def save(
         statistics: to be written, as float32.
         path: of the file.
         network: hash that identifies the network; goes into the file.
+        class_names: by class index, so that the sidecar can name the classes without a center.
         parameters: of the command, for the sidecar.
         inputs: role -> file that they were made from, for the sidecar.
         code: version of the code, for the sidecar.
@@ -215,7 +217,23 @@ def save(
     header = {"model_sha256": network, "summary": summary}
     with artifacts.writing(path) as temporary:
         save_file(_tensors_from_statistics(statistics), temporary, metadata={HEADER: json.dumps(header)})
-    return artifacts.seal(path, KIND, parameters=parameters, inputs=inputs, metadata=summary, code=code)
+    facts = {**summary, "model_sha256": network, "without_center": without_center(statistics.population, class_names)}
+    return artifacts.seal(path, KIND, parameters=parameters, inputs=inputs, metadata=facts, code=code)
+
+
+def without_center(population: Population, class_names: Sequence[str]) -> dict[str, list[str]]:
+    """The classes that have no center, by name, and what became of their images.
+
+    Args:
+        population: who was counted.
+        class_names: by class index; without them the classes are named by their index.
+
+    Returns:
+        `pooled`: in the global moments; `left_out`: nowhere; `absent`: there was no image.
+    """
+    absent = tuple(c for c, images in enumerate(population.counts) if not images)
+    groups = {"pooled": population.pooled, "left_out": population.left_out, "absent": absent}
+    return {fate: [class_names[c] if class_names else str(c) for c in group] for fate, group in groups.items()}
 
 
 def load(path: Path, network: str, name: str) -> Statistics:

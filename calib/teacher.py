@@ -13,9 +13,10 @@ Classifier = Callable[[nn.Module, Tensor], Tensor]
 PerChannel = tuple[float, float, float]
 
 
-def plainly(model: nn.Module, images: Tensor) -> Tensor:
-    """The logits of a network that returns nothing else."""
-    logits: Tensor = model(images)
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """What a network returns, or the first of it where it returns several things."""
+    answer = model(images)
+    logits: Tensor = answer[0] if isinstance(answer, (tuple, list)) else answer
     return logits
 
 
@@ -37,7 +38,7 @@ class Teacher:
     image_size: int
     mean: PerChannel
     std: PerChannel
-    classifier: Classifier = plainly
+    classifier: Classifier = logits_of
 
     @property
     def device(self) -> torch.device:

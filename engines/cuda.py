@@ -11,7 +11,7 @@ from typing import Any
 from engines.cuda_bindings import BindingsDevice
 from engines.cuda_pycuda import PycudaDevice
 from engines.device import Device
-from toolchain.errors import BackendError, BackendUnavailable, chosen
+from toolchain.errors import BackendError, BackendUnavailable, chosen, first_line
 
 NO_DRIVER = "install NVIDIA's driver, or run on a machine with an NVIDIA GPU"
 NO_BINDING = "install pycuda (lctr[tensorrt]) or cuda-bindings (lctr[rtx])"
@@ -103,5 +103,4 @@ def _failed(what: str) -> BackendError:
 
 
 def _unavailable(binding: str, error: Exception) -> BackendUnavailable:
-    cause = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")
-    return BackendUnavailable(f"{binding} cannot reach a GPU here ({cause}): {NO_DRIVER}.")
+    return BackendUnavailable(f"{binding} cannot reach a GPU here ({first_line(error)}): {NO_DRIVER}.")

@@ -61,9 +61,3 @@ def random_feeds(inputs: Sequence[Input], batch: int, seed: int, source: str) ->
 def closed(source: str) -> BackendError:
     """The answer to whoever uses a session after it was closed."""
     return BackendError(f"{source} is closed: open it again.")
-
-
-def first_line(error: Exception) -> str:
-    """What a library's exception says first, fit to stand inside a sentence; its type's name where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return (lines[0].strip() if lines else type(error).__name__).rstrip(".:")

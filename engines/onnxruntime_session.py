@@ -10,12 +10,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from engines.backend import PLAIN, Feeds, Input
-from engines.feeds import check_arrays, closed, first_line
+from engines.feeds import check_arrays, closed
 from engines.host_timing import timed_on_host
 from engines.onnx_graph import graph_from_onnx
 from engines.products import QUANTIZATION_OPS
 from engines.timing import TimingOptions, Timings
-from toolchain.errors import BackendError, BackendUnavailable, LctrError, UsageError
+from toolchain.errors import BackendError, BackendUnavailable, LctrError, UsageError, first_line
 
 CPU, CUDA, TENSORRT = "cpu", "cuda", "tensorrt"
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider", TENSORRT: "TensorrtExecutionProvider"}

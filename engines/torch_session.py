@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engines.backend import PLAIN, Feeds, Input
-from engines.feeds import check_arrays, closed, first_line
+from engines.feeds import check_arrays, closed
 from engines.host_timing import timed_on_host
 from engines.timing import D2H, ENQUEUE, GPU_COMPUTE, H2D, TimingOptions, Timings
-from toolchain.errors import BackendError, BackendUnavailable, LctrError, UsageError
+from toolchain.errors import BackendError, BackendUnavailable, LctrError, UsageError, first_line
 
 Call = Callable[..., tuple[Tensor, ...]]
 BATCH_SIZES = 64

@@ -5,7 +5,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 
-from toolchain.errors import ModelError
+from toolchain.errors import ModelError, first_line
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -20,8 +20,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     except FileNotFoundError as error:
         raise ModelError(f"{path} does not exist: check the path.") from error
     except (OSError, DecodeError, ValueError, onnx.checker.ValidationError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{path} is no whole ONNX model ({reason}): export it again.") from error
+        raise ModelError(f"{path} is no whole ONNX model ({first_line(error)}): export it again.") from error
     return model
 
 

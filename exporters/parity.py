@@ -20,8 +20,8 @@ from polygraphy.logger import G_LOGGER
 from torch import nn
 
 from exporters.files import read_onnx
-from exporters.torch_export import INPUT, device_of, evaluating, first_line
-from toolchain.errors import BackendError, ModelError, ParityError
+from exporters.torch_export import INPUT, device_of, evaluating
+from toolchain.errors import BackendError, ModelError, ParityError, first_line
 
 BATCHES = (1, 3)
 """Neither is the batch of the example that the export traced, so a batch baked into the graph is found."""

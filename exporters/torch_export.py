@@ -25,7 +25,7 @@ from torch import nn
 from exporters.placement import SCOPE_KEY, module_of
 from exporters.shape_inference import check_whole
 from toolchain.artifacts import versions
-from toolchain.errors import ModelError
+from toolchain.errors import ModelError, first_line
 
 INPUT = "image"
 BATCH = "batch"
@@ -132,12 +132,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-
-
-def first_line(error: BaseException) -> str:
-    """What a foreign error says first, fit to stand inside a sentence; its type's name where it says nothing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".:")
 
 
 def _require_outputs(model: onnx.ModelProto, output_names: Sequence[str]) -> None:

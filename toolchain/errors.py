@@ -87,3 +87,9 @@ def chosen(what: str, name: str, among: Mapping[str, T]) -> T:
     if name not in among:
         raise UsageError(f"unknown {what} '{name}': choose one of {', '.join(among)}.")
     return among[name]
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign error says first, fit to stand inside a sentence; its type's name where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".:")

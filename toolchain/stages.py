@@ -136,7 +136,15 @@ def statistics(
     collected = class_statistics.collect(
         known.teacher, known.view, labelled(), min_images=min_images, chosen=known.chosen
     )
-    written = class_statistics.save(collected, output, known.sha256, parameters=parameters, inputs=inputs, code=code)
+    written = class_statistics.save(
+        collected,
+        output,
+        known.sha256,
+        class_names=known.class_names,
+        parameters=parameters,
+        inputs=inputs,
+        code=code,
+    )
     return Made(written, False)
 
 

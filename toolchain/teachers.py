@@ -20,7 +20,7 @@ from toolchain.calibration import Stated
 from toolchain.errors import ModelError, UsageError
 from toolchain.model import checkpoint
 from toolchain.model.lctr import Lctr
-from toolchain.preprocessing import Preprocessing, imagenet
+from toolchain.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,11 @@ def teacher_named(
     """
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"--num-classes {num_classes} cannot be: give at least 1.")
-    names = tuple(f"class {index}" for index in range(num_classes or 0))
     if guide:
-        return guide_teacher(guide, stated, classes=names or None, model=model)
+        return guide_teacher(guide, stated, num_classes=num_classes, model=model)
     if model is None:
         raise UsageError(f"no network is named: give MODEL, or --guide {guides.FORMS}.")
-    if stated.parameters or names:
+    if stated.parameters or num_classes is not None:
         raise UsageError(f"{model} says itself what its images and classes are: leave the options of a guide out.")
     return localizer_teacher(model)
 
@@ -118,14 +117,14 @@ def localizer_teacher(model: Path) -> KnownTeacher:
 
 
 def guide_teacher(
-    spec: str, stated: Stated, *, classes: tuple[str, ...] | None = None, model: Path | None = None
+    spec: str, stated: Stated, *, num_classes: int | None = None, model: Path | None = None
 ) -> KnownTeacher:
     """A guide: statistics at its BatchNorms, as published (spec/fdda.md, route 1).
 
     Args:
         spec: `FILE.safetensors` of `lctr train --guide`, or `package.module:factory`.
         stated: what its images look like, where neither it nor `model` says so.
-        classes: names by class index, of a factory; None: those of `model`.
+        num_classes: of a factory's network, whose classes are numbered; None: they are those of `model`.
         model: the localizer that images are guided for; its classes and its images are the guide's.
 
     Raises:
@@ -133,21 +132,23 @@ def guide_teacher(
         ArtifactError, ModelError: the guide cannot be used, or is not of the model's classes or images.
     """
     card = checkpoint.card_of(model) if model else None
-    if guides.is_factory(spec):
-        if card and (stated.parameters or classes):
+    if not guides.is_factory(spec):
+        guide = guides.guide_from_file(Path(spec), stated, num_classes)
+        if card and (card.class_names, card.preprocessing) != (guide.class_names, guide.window):
+            raise ModelError(
+                f"{spec} is of other classes or images than {model}: train a guide for it with `lctr train --guide`."
+            )
+        return replace(_known(spec, guide, guide.class_names), statistics=statistics_of(Path(spec)))
+    if card:
+        if stated.parameters or num_classes is not None:
             raise UsageError(f"{model} says itself how its images are prepared: leave the guide's options out.")
-        window = card.preprocessing if card else _window(spec, stated)
-        return _factory_teacher(spec, window, card.class_names if card else _named(spec, classes))
-    path = Path(spec)
-    network, own = checkpoint.load_guide(path)
-    if stated.parameters or classes:
-        raise UsageError(f"{path} says itself what its images and classes are: leave these options out.")
-    if card and (card.class_names, card.preprocessing) != (own.class_names, own.preprocessing):
-        raise ModelError(
-            f"{path} is of other classes or images than {model}: train a guide for it with `lctr train --guide`."
-        )
-    known = _guide(spec, network, own.class_names, own.preprocessing, sha256_of(path))
-    return replace(known, inputs={"guide": path}, statistics=statistics_of(path))
+        guide = guides.guide_from_factory(spec, card.preprocessing, len(card.class_names))
+        return _known(spec, guide, card.class_names)
+    window = guides.window_from_stated(spec, stated)
+    if num_classes is None:
+        raise UsageError(f"--guide {spec} does not say how many classes it has: give --num-classes.")
+    guide = guides.guide_from_factory(spec, window, num_classes)
+    return _known(spec, guide, guide.class_names)
 
 
 def layer_norm_inputs(model: Lctr) -> list[str]:
@@ -162,47 +163,22 @@ def class_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return localizer.classify(localizer.cues(images)).logits
 
 
-def _factory_teacher(spec: str, window: Preprocessing, class_names: tuple[str, ...]) -> KnownTeacher:
-    network = guides.network_from_factory(spec)
-    sha256 = guides.weights_sha256(network)
-    known = _guide(spec, network, class_names, window, sha256)
-    guides.check_classifier(known.teacher, spec)
-    images = {"image_size": window.image_size, "mean": list(window.mean), "std": list(window.std)}
-    return replace(known, parameters={"guide": spec, "guide_sha256": sha256, **images})
-
-
-def _guide(
-    name: str, network: nn.Module, class_names: tuple[str, ...], window: Preprocessing, sha256: str
-) -> KnownTeacher:
+def _known(spec: str, guide: guides.NamedGuide, class_names: tuple[str, ...]) -> KnownTeacher:
+    network = guide.network
     view = batchnorm_view(network)
     return KnownTeacher(
-        name=name,
-        teacher=_teacher(network, class_names, window),
+        name=spec,
+        teacher=_teacher(network, class_names, guide.window),
         class_names=class_names,
-        window=window,
-        sha256=sha256,
+        window=guide.window,
+        sha256=guide.sha256,
         view=view,
         chosen=lambda separation: deep_layers(view.layers),
         aligned=lambda statistics: batchnorm_alignment(network, statistics),
+        inputs=guide.inputs,
+        parameters=guide.parameters,
     )
 
 
 def _teacher(network: nn.Module, class_names: tuple[str, ...], window: Preprocessing, *how: Any) -> Teacher:
     return Teacher(network, len(class_names), window.image_size, window.mean, window.std, *how)
-
-
-def _window(spec: str, stated: Stated) -> Preprocessing:
-    if stated.mean is None or stated.std is None or stated.image_size is None:
-        raise UsageError(
-            f"--guide {spec} does not say what its images are: give --image-size, --mean and --std, per channel of "
-            "pixels in [0, 1], such as --image-size 224 --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225."
-        )
-    if min(stated.std) <= 0 or stated.image_size < 1:
-        raise UsageError(f"--image-size {stated.image_size} or --std {stated.std} cannot be: both are over 0.")
-    return Preprocessing(stated.image_size, imagenet(stated.image_size).resize, stated.mean, stated.std)
-
-
-def _named(spec: str, classes: tuple[str, ...] | None) -> tuple[str, ...]:
-    if not classes:
-        raise UsageError(f"--guide {spec} does not say how many classes it has: give --num-classes.")
-    return classes

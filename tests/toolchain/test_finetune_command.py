@@ -12,14 +12,16 @@ from safetensors.torch import load_file
 from tiny_tuning import ONE_BLOCK, TinyResNet, as_it_stands, one_block, tiny_images
 
 from calib import image_set
-from toolchain.artifacts import read_sidecar, seal
-from toolchain.card import ModelCard
+from toolchain.artifacts import read_sidecar, seal, sha256_of
+from toolchain.card import GUIDE, GuideCard, ModelCard
 from toolchain.model import checkpoint
+from toolchain.model.guide import GUIDE_PRESETS, Guide
 from toolchain.model.presets import PRESETS
 from toolchain.preprocessing import Preprocessing
 
-GUIDE = ("--guide", "tiny_tuning:tiny_resnet", "--image-size", "8", "--num-classes", "3")
+FACTORY = ("--guide", "tiny_tuning:tiny_resnet", "--image-size", "8", "--num-classes", "3")
 NORMALIZED = ("--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.25", "0.25")
+WINDOW = Preprocessing(16, 16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 QUICK = ("--epochs", "2", "--range-epochs", "1", "--learning-rate", "1e-4", "--json")
 
 
@@ -40,11 +42,21 @@ def synthetic(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def guide(tmp_path: Path) -> Path:
+    """One of ours, as `lctr train --guide` leaves it, with statistics that a training could have left."""
+    torch.manual_seed(0)
+    network = Guide(GUIDE_PRESETS["guide-nano"], 3)
+    network(torch.randn(32, 3, 16, 16))
+    path = tmp_path / "model.guide.safetensors"
+    checkpoint.save(network, GuideCard("guide-nano", ("a", "b", "c"), WINDOW), path)
+    return path
+
+
+@pytest.fixture
 def localizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(PRESETS, ONE_BLOCK.name, ONE_BLOCK)
-    window = Preprocessing(16, 16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     path = tmp_path / "model.safetensors"
-    checkpoint.save(one_block(), ModelCard(ONE_BLOCK.name, ("a", "b", "c"), window, 0.1), path)
+    checkpoint.save(one_block(), ModelCard(ONE_BLOCK.name, ("a", "b", "c"), WINDOW, 0.1), path)
     seal(path, checkpoint.KIND)
     return path
 
@@ -72,7 +84,7 @@ def test_a_localizer_becomes_a_tuned_one(localizer: Path, synthetic: Path, tmp_p
 def test_a_guide_becomes_a_state_dict_and_a_graph_of_four_bits(tmp_path: Path) -> None:
     images, output = folder_of(tmp_path / "photos", 20), tmp_path / "tuned.safetensors"
     bits = ("--weight-bits", "4", "--activation-bits", "4", "--real-images", images, "--count", "3")
-    told = lctr("finetune", *GUIDE, *NORMALIZED, "--images", images, *bits, "-o", output, *QUICK)
+    told = lctr("finetune", *FACTORY, *NORMALIZED, "--images", images, *bits, "-o", output, *QUICK)
     assert told.exit_code == 0, told.stderr
     assert json.loads(told.stdout)["labels"] == "predicted by the teacher"
     network = TinyResNet().eval()
@@ -83,18 +95,70 @@ def test_a_guide_becomes_a_state_dict_and_a_graph_of_four_bits(tmp_path: Path) -
     assert levels == {"conv.weight": [-8, 7], "shortcut.0.weight": [-8, 7], "relu": [0, 15]}
 
 
+def test_a_guide_of_ours_becomes_another_one(guide: Path, synthetic: Path, tmp_path: Path) -> None:
+    output = tmp_path / "tuned.safetensors"
+    told = lctr("finetune", "--guide", guide, "--images", synthetic, "-o", output, *QUICK)
+    assert told.exit_code == 0, told.stderr
+    assert json.loads(told.stdout)["labels"] == "recorded"
+    assert read_sidecar(output).kind == GUIDE
+    assert read_sidecar(output).inputs["guide"]["sha256"] == sha256_of(guide)
+    (before, _), (tuned, card) = checkpoint.load_guide(guide), checkpoint.load_guide(output)
+    assert card.class_names == ("a", "b", "c")
+    weights, old = tuned.state_dict(), before.state_dict()
+    moved = {name for name, value in weights.items() if not torch.equal(value, old[name])}
+    assert moved
+    # In evaluation mode: what BatchNorm saw in training stays.
+    assert not any("running" in name for name in moved)
+    images = tiny_images(4, side=16)
+    expected = tuned(images).detach().numpy()
+    found = as_it_stands(tmp_path / "tuned.onnx", images)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_guide_of_ours_says_itself_what_it_is_and_stays(guide: Path, synthetic: Path, tmp_path: Path) -> None:
+    command = ("finetune", "--guide", guide, "--images", synthetic, "-o")
+    told = lctr(*command, tmp_path / "tuned.safetensors", "--num-classes", "3")
+    assert told.exit_code == 2
+    assert "says itself what its images and classes are: leave these options out." in told.stderr
+    told = lctr(*command, guide)
+    assert told.exit_code == 2
+    assert "is the teacher, which the result must not replace" in told.stderr
+
+
+def test_of_noise_the_teacher_says_the_classes(guide: Path, tmp_path: Path) -> None:
+    noise = tmp_path / "noise"
+    made = lctr("synthesize", "--guide", guide, "--method", "noise", "--count", "8", "-o", noise)
+    assert made.exit_code == 0, made.stderr
+    assert read_sidecar(noise).metadata["labels"] is None
+    told = lctr("finetune", "--guide", guide, "--images", noise, "-o", tmp_path / "tuned.safetensors", *QUICK[:-1])
+    assert told.exit_code == 0, told.stderr
+    assert "Labels predicted by the teacher." in told.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "Name one network to fine-tune: a checkpoint MODEL, or a factory with --guide."),
+        ((), "Name one network to fine-tune: a checkpoint MODEL, or another one with --guide."),
         (("model.safetensors", "--num-classes", "3"), "MODEL and --num-classes contradict each other: leave one out."),
-        (("--guide", "tiny_tuning:absent", *GUIDE[2:], *NORMALIZED), "module 'tiny_tuning' has no function 'absent'"),
-        (("--guide", "nowhere:made", *GUIDE[2:], *NORMALIZED), "there is no module 'nowhere': correct the name."),
-        (GUIDE, "A guide does not say what its images are: give --image-size, --mean and --std"),
-        (("--guide", "tiny_tuning", *GUIDE[2:], *NORMALIZED), "give package.module:factory."),
-        ((*GUIDE, *NORMALIZED, "--weight-bits", "9"), "--weight-bits 9 cannot be: give 4 to 8."),
-        ((*GUIDE, *NORMALIZED, "--count", "3"), "--count is of real images"),
-        ((*GUIDE, *NORMALIZED, "--real-images", "x", "--data", "shapes"), "both name real images: leave one out."),
+        (
+            ("--guide", "tiny_tuning:absent", *FACTORY[2:], *NORMALIZED),
+            "has no 'absent': name a function that it has.",
+        ),
+        (
+            ("--guide", "nowhere:made", *FACTORY[2:], *NORMALIZED),
+            "there is no module 'nowhere': give FILE.safetensors",
+        ),
+        (
+            FACTORY,
+            "tiny_resnet does not say what its images are: give --image-size, --mean and --std",
+        ),
+        (
+            ("--guide", "tiny_tuning", *FACTORY[2:], *NORMALIZED),
+            "names no guide: give FILE.safetensors or package.",
+        ),
+        ((*FACTORY, *NORMALIZED, "--weight-bits", "9"), "--weight-bits 9 cannot be: give 4 to 8."),
+        ((*FACTORY, *NORMALIZED, "--count", "3"), "--count is of real images"),
+        ((*FACTORY, *NORMALIZED, "--real-images", "x", "--data", "shapes"), "both name real images: leave one out."),
     ],
 )
 def test_what_cannot_be_meant_is_refused(arguments: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
@@ -114,7 +178,7 @@ def test_the_teacher_is_not_overwritten(localizer: Path, synthetic: Path) -> Non
 
 def test_another_number_of_classes_is_refused(tmp_path: Path) -> None:
     images = folder_of(tmp_path / "photos", 8)
-    guide = (*GUIDE[:4], "--num-classes", "4", *NORMALIZED)
+    guide = (*FACTORY[:4], "--num-classes", "4", *NORMALIZED)
     told = lctr("finetune", *guide, "--images", images, "-o", tmp_path / "tuned.safetensors")
     assert told.exit_code == 1
-    assert "returns (1, 3) for an image, not logits of 4 classes: check --num-classes" in told.stderr
+    assert "has 3 classes, not 4: check this number." in told.stderr

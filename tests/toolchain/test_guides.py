@@ -21,6 +21,8 @@ from toolchain.guides import weights_sha256
 from toolchain.model import checkpoint
 from toolchain.model.guide import GUIDE_PRESETS, Guide, guide_preset_for
 from toolchain.model.presets import PRESETS
+from toolchain.pipeline import BUNDLED
+from toolchain.stages import guide_of
 
 NORMALIZED = ("--mean", *MEAN, "--std", *STD)
 STATED = ("--image-size", SIZE, "--num-classes", CLASSES, *NORMALIZED)
@@ -228,6 +230,16 @@ def test_a_guide_is_for_its_own_classes_and_is_no_localizer(trained, tmp_path: P
     assert "leave these options out" in refused(
         "synthesize", "--guide", guide, "--num-classes", 5, "-o", tmp_path / "s", code=2
     )
+
+
+def test_the_bundled_guide_is_of_the_bundled_localizer_and_has_its_statistics(tmp_path: Path) -> None:
+    guide = guide_of(BUNDLED)
+    folder = tmp_path / "s"
+    told = lctr("synthesize", BUNDLED, "--guide", guide, "--count", 4, "--steps", 1, "-o", folder, "--json")
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout)["missing"] == []
+    assert {"bns", "distorted", "centralized"} <= set(read_sidecar(folder).metadata["final_losses"])
+    assert read_sidecar(guide).metadata["top1"] > 95
 
 
 @pytest.mark.parametrize("name", list(GUIDE_PRESETS))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from calib import image_set
-from toolchain.artifacts import read_sidecar, sidecar_of
+from toolchain.artifacts import read_sidecar
 from toolchain.data.sources import open_data
 from toolchain.errors import DataError
 from toolchain.evaluation import batches
@@ -29,7 +29,7 @@ class Images:
 
 
 def images_in(folder: Path, window: Preprocessing, limit: int | None = None) -> Images:
-    """A folder of images; with labels where it is a synthetic set, which records them.
+    """A folder of images; with labels where it is a synthetic set that records them; noise is of no class.
 
     Raises:
         ArtifactError, DataError, UsageError: as `calib.image_set.stream`.
@@ -43,8 +43,8 @@ def images_in(folder: Path, window: Preprocessing, limit: int | None = None) -> 
             "synthesize them for this network."
         )
     labels = None
-    if sidecar_of(folder).exists() and read_sidecar(folder).kind == image_set.KIND:
-        recorded = read_sidecar(folder).metadata["labels"]
+    recorded = read_sidecar(folder).metadata["labels"] if image_set.is_synthetic(folder) else None
+    if recorded is not None:
         # A file of a synthetic set is named for its place in it.
         places = [int(file.name.partition("_")[0]) for file in image_set.listed(folder, limit)]
         labels = torch.tensor([recorded[place] for place in places])

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from calib.teacher import logits_of
 from toolchain.artifacts import writing
 from toolchain.errors import DataError, ModelError, TrainingError, UsageError
 from toolchain.finetuning.images import Images
 from toolchain.finetuning.layers import Phase
 from toolchain.finetuning.loss import distillation
-from toolchain.finetuning.student import Student, logits_of
+from toolchain.finetuning.student import Student
 from toolchain.progress import Progress, silent
 
 Source = Images | Callable[[int], Images]

@@ -12,17 +12,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from calib import ranges as range_files
+from calib.teacher import logits_of
 from engines.registry import open_engine
 from exporters.files import read_onnx, write_onnx
 from toolchain import quantization, stages
 from toolchain.artifacts import Artifact, Made, code_version, load, reusable, seal, sha256_of, sidecar_of, writing
 from toolchain.calibration import Stated
+from toolchain.card import GUIDE
 from toolchain.data.sources import files_of
 from toolchain.errors import UsageError, chosen
-from toolchain.finetuning.factory import check_classifier, network_from_factory, weights_sha256, window_from_stated
 from toolchain.finetuning.images import Images, images_in, training_images
 from toolchain.finetuning.loop import Schedule, finetune, measure, write_log
-from toolchain.finetuning.student import Bits, Form, Student, logits_of, student_from_float
+from toolchain.finetuning.student import Bits, Form, Student, student_from_float
+from toolchain.guides import NamedGuide, guide_from_spec
 from toolchain.model import checkpoint
 from toolchain.model.cdm import TAPS
 from toolchain.model.deployment import DeployedLctr
@@ -132,8 +134,7 @@ def finetuned_localizer(model: Path, output: Path, asked: Asked, step: Step = un
     Raises:
         LctrError: the checkpoint, the images or an option cannot be used, or the tuning diverged.
     """
-    if output.resolve() == model.resolve():
-        raise UsageError(f"{output} is the teacher, which the result must not replace: choose another output path.")
+    _require_another(output, {"model": model})
     card = checkpoint.card_of(model)
     window = card.preprocessing
     identity = _Identity(checkpoint.KIND, asked.parameters, {"model": model, **asked.inputs(window)})
@@ -152,12 +153,15 @@ def finetuned_localizer(model: Path, output: Path, asked: Asked, step: Step = un
 def finetuned_network(
     guide: str, stated: Stated, num_classes: int | None, output: Path, asked: Asked, step: Step = unwatched
 ) -> Finetuned:
-    """Tune anybody's classifier; the result is its state dict in safetensors, with its Q/DQ graph beside it.
+    """Tune a classifier that is no localizer; the result has its Q/DQ graph beside it.
+
+    The result of a guide of ours is another one, that of a factory's network its state dict in safetensors.
 
     Args:
-        guide: `package.module:factory` of the float network, its weights loaded.
-        stated: what its images are.
-        num_classes: that it must have; None: whatever it has.
+        guide: `FILE.safetensors` of `lctr train --guide`, or `package.module:factory` of the float network, its weights
+            loaded.
+        stated: what a factory's images are.
+        num_classes: that a factory's network must have; None: whatever it has.
         output: .safetensors file to write.
         asked: the rest.
         step: of the run.
@@ -165,17 +169,16 @@ def finetuned_network(
     Raises:
         LctrError: the network, the images or an option cannot be used, or the tuning diverged.
     """
-    window = window_from_stated(stated)
-    network = network_from_factory(guide).eval()
-    check_classifier(network, guide, window.image_size, num_classes)
-    parameters = {"guide": guide, "guide_sha256": weights_sha256(network), **stated.parameters, **asked.parameters}
-    identity = _Identity(NETWORK, parameters, asked.inputs(window))
+    named = guide_from_spec(guide, stated, num_classes)
+    _require_another(output, named.inputs)
+    network, window = named.network, named.window
+    parameters, inputs = {**named.parameters, **asked.parameters}, {**named.inputs, **asked.inputs(window)}
+    identity = _Identity(GUIDE if named.card else NETWORK, parameters, inputs)
     if found := identity.finished(output):
         return found
     form = Form(window.image_size, largest_pixel=window.largest, keep_float=asked.keep_float)
     tuned = _tuned(network, form, window, output, asked, identity, step)
-    with writing(output) as temporary:
-        save_file(tuned.student.network_state(), temporary)
+    _save(named, tuned.student.network_state(), output)
     artifact = identity.sealed(output, tuned.facts)
     step("export")
     with writing(float_of(output)) as temporary:
@@ -301,6 +304,22 @@ def _deviation(graph: Path, pixels: Tensor, logits: Tensor) -> float:
     with open_engine(graph) as session:
         found = session.run({"image": pixels.numpy()})["logits"]
     return float(np.abs(found - logits.numpy()).max() / logits.abs().max())
+
+
+def _require_another(output: Path, teacher: Mapping[str, Path]) -> None:
+    if output.resolve() in {path.resolve() for path in teacher.values()}:
+        raise UsageError(f"{output} is the teacher, which the result must not replace: choose another output path.")
+
+
+def _save(guide: NamedGuide, state: dict[str, Tensor], output: Path) -> None:
+    """The tuned parameters, and the guide's card where it has one."""
+    if guide.card:
+        tuned = copy.deepcopy(guide.network)
+        tuned.load_state_dict(state)
+        checkpoint.save(tuned, guide.card, output)
+        return
+    with writing(output) as temporary:
+        save_file(state, temporary)
 
 
 def _device(name: str) -> torch.device:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from calib.channels import IMAGES
 from calib.ranges import KNOWN, Ranges, TensorRange
+from calib.teacher import logits_of
 from exporters.equalization import equalizable, exponents_of
 from exporters.placement import Constants, Placement, Site, casts_of
 from exporters.qdq import graph_hash
@@ -244,13 +245,6 @@ def student_from_float(network: nn.Module, form: Form, bits: Bits, equalize_on: 
         if place.norm:
             tuned.set_submodule(place.norm, nn.Identity(), strict=True)
     return Student(tuned, form, layers, {place.norm: place.path for place in places if place.norm})
-
-
-def logits_of(network: nn.Module, images: Tensor) -> Tensor:
-    """What a network returns, or the first of it."""
-    answer = network(images)
-    logits: Tensor = answer if isinstance(answer, Tensor) else answer[0]
-    return logits
 
 
 def _places(network: nn.Module, graph: "onnx.ModelProto", placement: Placement) -> list[_Place]:
