@@ -120,7 +120,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         synthetic = options.images or _synthesized(known, Path(folder) / "synthetic", options.count)
         found = [*image_set.stream(synthetic, known.window.crop, limit=options.count)]
-    record = {
+    record: dict[str, Any] = {
         "model": Path(known.name).name,
         "data": data.partition(":")[0],
         "synthetic": len(found),
