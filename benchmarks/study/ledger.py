@@ -27,7 +27,7 @@ class Ledger:
     @property
     def seconds(self) -> float:
         """That everything in it took, whenever it was measured; what images cost is not among it."""
-        return sum(entry["seconds"] for entry in self._entries.values())
+        return sum(float(entry["seconds"]) for entry in self._entries.values())
 
     def result(self, measure: Callable[[], dict[str, Any]], **key: Any) -> dict[str, Any]:
         """What `measure` returns, or returned before for this key; with the `seconds` that it took."""

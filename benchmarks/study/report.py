@@ -73,9 +73,10 @@ def _readme_batchnorm(record: Mapping[str, Any]) -> str:
 
 def _preamble(record: Mapping[str, Any]) -> str:
     lines = [
-        f"Made by `python benchmarks/calibration_study.py` (the {record['plan']} study) on {record['device']}; every figure and setting is in the record beside this file. Figures are means over the "
-        "seeds with their sample standard deviation. Each arm goes through the same calibrator, `lctr quantize`'s "
-        "default. W8A6 and W6A6 keep the first and the last product and the image at 8 bits.",
+        f"Made by `python benchmarks/calibration_study.py` (the {record['plan']} study, {record['device']}); every "
+        "figure and setting is in the record beside this file. Figures are means over the seeds with their sample "
+        "standard deviation. Each arm goes through the same calibrator, `lctr quantize`'s default. W8A6 and W6A6 keep "
+        "the first and the last product and the image at 8 bits.",
     ]
     lines += [f"- Left out: {reason}" for reason in record["missing"]]
     return "\n".join(lines)
