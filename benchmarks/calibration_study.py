@@ -33,7 +33,7 @@ from torch import nn
 from toolchain.artifacts import writing
 from toolchain.errors import LctrError
 
-SHOWN = 8
+SHOWN = 6
 """Images of each arm in the picture."""
 
 
@@ -116,7 +116,7 @@ def _write(record: dict[str, Any], plan: Plan, study: Study, folder: Path) -> No
         names.append("fine-tuning.png")
         plots.tuning_plot(record[FINE_TUNING], folder / names[-1])
     for localizer in plan.localizers:
-        names.append(f"{localizer.name}-images.png")
+        names.append(f"{localizer.name}-images.jpeg")
         images = localizers.pictures(localizer, study, SHOWN)
         plots.picture({arm: images[arm] for arm in (REAL, *localizer.routes, NOISE)}, folder / names[-1])
     written(record, folder / "study.json")

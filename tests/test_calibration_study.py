@@ -31,7 +31,7 @@ def test_the_least_study_is_whole_and_is_not_measured_twice(tmp_path: Path) -> N
     assert record["fine-tuning"]["runs"][0]["arm"] == "no fine-tuning"
     assert record["speed"][0]["pixels"] == 96
     files = {path.name for path in (tmp_path / "result").iterdir()}
-    assert files == {"study.json", "study.md", "bundled.png", "bundled-images.png", "fine-tuning.png"}
+    assert files == {"study.json", "study.md", "bundled.png", "bundled-images.jpeg", "fine-tuning.png"}
 
     again = study(*options)
     assert again.returncode == 0, again.stderr

@@ -60,7 +60,7 @@ def tuning_plot(tuning: Mapping[str, Any], path: Path) -> None:
 
 
 def picture(images: Mapping[str, NDArray[np.uint8]], path: Path) -> None:
-    """A row of images (count, S, S, 3) for each arm, its name in front."""
+    """A row of images (count, S, S, 3) for each arm, its name in front; a JPEG, for PNG cannot compress noise."""
     rows = len(images)
     canvas = Figure(figsize=(9, 1.2 * rows), layout="constrained")
     FigureCanvasAgg(canvas)
@@ -74,4 +74,4 @@ def picture(images: Mapping[str, NDArray[np.uint8]], path: Path) -> None:
 
 def _saved(canvas: Figure, path: Path) -> None:
     with writing(path) as temporary:
-        canvas.savefig(temporary, format="png", dpi=DPI)
+        canvas.savefig(temporary, format=path.suffix.removeprefix("."), dpi=DPI)

@@ -87,7 +87,7 @@ def _localizer(localizer: Mapping[str, Any]) -> str:
     parts = [
         f"## {localizer['name']} ({localizer['model']})",
         f"FP32: Top-1 {reference['top1']:.2f}, GT-Known Loc {reference['gt_known_loc']:.2f} on "
-        f"{localizer['test_images']} held-out images.",
+        f"{localizer['test_images']} held-out images. Seeds: {_seeds(runs)}.",
     ]
     for width in runs[0]["widths"]:
         rows = [[arm, _much(localizer, arm), *_cells(runs, arm, width, LOCALIZER_COLUMNS)] for arm in arms_of(runs)]
@@ -99,7 +99,8 @@ def _batchnorm(subject: Mapping[str, Any]) -> str:
     runs = subject["runs"]
     parts = [
         f"## {subject['name']}, ImageNet's weights",
-        f"On {subject['test_images']} photographs of other classes: agreement with FP32 is what there is to see.",
+        f"On {subject['test_images']} photographs of other classes: agreement with FP32 is what there is to see. "
+        f"Seeds: {_seeds(runs)}.",
     ]
     for width in runs[0]["widths"]:
         rows = [[arm, _much(subject, arm), *_cells(runs, arm, width, BATCHNORM_COLUMNS)] for arm in arms_of(runs)]
@@ -114,8 +115,9 @@ def _tuning(tuning: Mapping[str, Any]) -> str:
     parts = [
         f"## {tuning['name']} at {tuning['bits']} bits in every layer, fine-tuned",
         f"Trained here on `shapes` at half its size; {tuning['images']} images and {tuning['epochs']} epochs in every "
-        f"arm, {tuning['test_images']} test images. Learning rate {tuning['learning_rate']:g}, chosen on validation "
-        f"images with the zero-shot arm ({tried}). Without fine-tuning, ranges are those of FDDA's images.",
+        f"arm, {tuning['test_images']} test images, seeds: {_seeds(runs)}. Learning rate {tuning['learning_rate']:g}, "
+        f"chosen on validation images with the zero-shot arm ({tried}). Without fine-tuning, ranges are those of FDDA's "
+        "images.",
         markdown(["", "Top-1"], rows),
     ]
     return "\n\n".join(parts)
@@ -148,10 +150,14 @@ def _ratios(runs: Runs) -> str:
 
 
 def _much(subject: Mapping[str, Any], arm: str) -> str:
-    """How many images, in how many steps, in how many seeds."""
+    """How many images, in how many steps."""
     runs = of_arm(subject["runs"], arm)
     steps = subject["steps"].get(arm)
-    return f"{runs[0]['images']}" + (f", {steps} steps" if steps else "") + f"; {len(runs)} seeds"
+    return f"{runs[0]['images']}" + (f", {steps} steps" if steps else "")
+
+
+def _seeds(runs: Runs) -> int:
+    return len({run["seed"] for run in runs})
 
 
 def _cells(runs: Runs, arm: str, width: str, columns: Mapping[str, tuple[str, int]]) -> list[str]:
