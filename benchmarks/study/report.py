@@ -116,7 +116,7 @@ def _tuning(tuning: Mapping[str, Any]) -> str:
         f"## {tuning['name']} at {tuning['bits']} bits in every layer, fine-tuned",
         f"Trained here on `shapes` at half its size; {tuning['images']} images and {tuning['epochs']} epochs in every "
         f"arm, {tuning['test_images']} test images, seeds: {_seeds(runs)}. Learning rate {tuning['learning_rate']:g}, "
-        f"chosen on validation images with the zero-shot arm ({tried}). Without fine-tuning, ranges are those of FDDA's "
+        f"chosen on validation images with the zero-shot arm ({tried}). Ranges without fine-tuning are those of FDDA's "
         "images.",
         markdown(["", "Top-1"], rows),
     ]

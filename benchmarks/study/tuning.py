@@ -5,6 +5,7 @@ was trained with and in nothing else. The learning rate is chosen on validation 
 the rival that FDDA has to beat, and holds for all.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -99,7 +100,8 @@ class _Subject:
     def _tuned(self, images: Images, rate: float, seed: int, judged: Images) -> float:
         """Top-1 in percent of a student; at a rate of 0 its ranges are all that it learns."""
         bits = Bits(self._plan.bits, self._plan.bits, self._plan.bits)
-        student = student_from_float(self._network, Form(SIZE, largest_pixel=WINDOW.largest), bits)
+        on_cpu = copy.deepcopy(self._network).cpu()
+        student = student_from_float(on_cpu, Form(SIZE, largest_pixel=WINDOW.largest), bits)
         schedule = Schedule(epochs=self._plan.epochs if rate else 1, range_epochs=1, learning_rate=rate, seed=seed)
         finetune(student.to(self._device), self._network, images, schedule)
         return _top1(logits_of(student, judged), judged)
