@@ -26,7 +26,7 @@ def test_the_least_study_is_whole_and_is_not_measured_twice(tmp_path: Path) -> N
     record = json.loads((tmp_path / "result" / "study.json").read_text())
     (localizer,) = record["localizers"]
     arms = [run["arm"] for run in localizer["runs"]]
-    assert arms == ["noise", "one real image a class", "token-FDDA", "real images"]
+    assert arms == ["noise", "one real image a class", "PSAQ-ViT", "guide-FDDA", "token-FDDA", "real images"]
     assert all({"W8A8", "W6A6"} == set(run["widths"]) for run in localizer["runs"])
     assert record["fine-tuning"]["runs"][0]["arm"] == "no fine-tuning"
     assert record["speed"][0]["pixels"] == 96

@@ -178,7 +178,7 @@ class _Subject:
                 shutil.copy(path, self._room)
         # As `make bundled` trains it, on images held in memory; in smaller batches, for photographs are few.
         recipe = adjusted(recipe_named("shapes"), cutmix=0.0, batch_size=GUIDE_BATCH)
-        run = Run(self._card.preset, self._plan.data, recipe, device=self._device)
+        run = Run(self._card.preset, self._plan.data, recipe, images=self._plan.guide_images, device=self._device)
         guide, _ = stages.guide(GuideRun(run, self._plan.guide_epochs), model)
         return guide.artifact.path
 

@@ -49,6 +49,7 @@ class LocalizerPlan:
         seeds: runs of each arm.
         routes: arm -> how much of it.
         guide_epochs: for which a guide is trained where none stands beside the model.
+        guide_images: that it is trained on; None: all.
         guide_seconds: for the estimate.
         calibration_seconds: of one image, likewise, over all passes.
         evaluation_seconds: of one image at one width, likewise.
@@ -63,6 +64,7 @@ class LocalizerPlan:
     seeds: int
     routes: Mapping[str, Synthesis]
     guide_epochs: int
+    guide_images: int | None = None
     guide_seconds: float = 0.0
     calibration_seconds: float = 0.0
     evaluation_seconds: float = 0.0

@@ -50,11 +50,11 @@ def full(photos: Path) -> Plan:
         PHOTOGRAPHS,
         photos / "finetuned.safetensors",
         photographs_in(photos),
-        test_images=240,
+        test_images=200,
         images=32,
         seeds=5,
         routes={
-            PSAQ: Synthesis(count=16, steps=40, step_seconds=3.0),
+            PSAQ: Synthesis(count=16, steps=30, step_seconds=3.7),
             GUIDE: Synthesis(count=32, steps=80, step_seconds=1.1),
             TOKEN: Synthesis(count=32, steps=40, step_seconds=3.6),
         },
@@ -67,10 +67,10 @@ def full(photos: Path) -> Plan:
     return Plan(
         (bundled, photographs),
         BatchNormPlan(
-            seeds=3,
-            synthesis=Synthesis(count=64, steps=100, step_seconds=1.7),
+            seeds=5,
+            synthesis=Synthesis(count=64, steps=150, step_seconds=0.8),
             images=64,
-            test_images=400,
+            test_images=300,
             evaluation_seconds=0.015,
         ),
         FineTuningPlan(
@@ -82,8 +82,8 @@ def full(photos: Path) -> Plan:
             synthesis=Synthesis(count=512, steps=100, step_seconds=0.15),
             epochs=6,
             learning_rates=(1e-5, 1e-4, 1e-3),
-            train_seconds=150,
-            epoch_seconds=2.5,
+            train_seconds=240,
+            epoch_seconds=3.4,
         ),
         SpeedPlan(count=256, steps=150, seconds=30),
     )
@@ -104,7 +104,6 @@ def quick() -> Plan:
             TOKEN: Synthesis(count=64, steps=60, step_seconds=0.36),
         },
         guide_epochs=1,
-        guide_seconds=0,
         calibration_seconds=0.02,
         evaluation_seconds=0.003,
         widths=(W8A8, W6A6),
@@ -134,8 +133,9 @@ def least() -> Plan:
         test_images=12,
         images=12,
         seeds=1,
-        routes={TOKEN: route},
+        routes=dict.fromkeys((PSAQ, GUIDE, TOKEN), route),
         guide_epochs=1,
+        guide_images=120,
         widths=(W8A8, W6A6),
     )
     tuning = FineTuningPlan(

@@ -110,7 +110,7 @@ def _batchnorm(subject: Mapping[str, Any]) -> str:
 
 def _tuning(tuning: Mapping[str, Any]) -> str:
     runs, rates = tuning["runs"], tuning["validation_top1"]
-    tried = ", ".join(f"{rate}: {top1:.2f}" for rate, top1 in rates.items())
+    tried = ", ".join(f"{rate}: " + ("diverged" if top1 is None else f"{top1:.2f}") for rate, top1 in rates.items())
     rows = [["FP32", f"{tuning['fp32']['top1']:.2f}"], *([arm, _top1(runs, arm)] for arm in arms_of(runs))]
     parts = [
         f"## {tuning['name']} at {tuning['bits']} bits in every layer, fine-tuned",

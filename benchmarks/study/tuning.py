@@ -26,6 +26,7 @@ from study.images import made
 from study.ledger import Study
 from study.plan import FINE_TUNING, FineTuningPlan
 from study.residual import SIZE, WINDOW, logits_of, shapes_at_half_size, trained
+from toolchain.errors import TrainingError
 from toolchain.finetuning.images import Images
 from toolchain.finetuning.loop import Schedule, finetune
 from toolchain.finetuning.student import Bits, Form, student_from_float
@@ -51,7 +52,7 @@ def measured(plan: FineTuningPlan, study: Study) -> dict[str, Any]:
     for rate in plan.learning_rates:
         tried = partial(subject.validated, rate)
         choice[rate] = study.ledger.result(tried, **about, **made_of, rate=rate)["top1"]
-    best = max(choice, key=lambda rate: choice[rate])
+    best = max((rate for rate, top1 in choice.items() if top1 is not None), key=lambda rate: choice[rate])
     runs = []
     for seed in range(plan.seeds):
         for arm in ARMS:
@@ -87,9 +88,12 @@ class _Subject:
         return {"top1": _top1(logits_of(self._network, self._test), self._test)}
 
     def validated(self, rate: float) -> dict[str, Any]:
-        """On validation images, tuned at this learning rate on the rival's images."""
+        """On validation images, tuned at this learning rate on the rival's images; None: it diverged."""
         images = shapes_at_half_size("val", self._plan.validation_images)
-        return {"top1": self._tuned(self._images(ZERO_SHOT, 0), rate, 0, images)}
+        try:
+            return {"top1": self._tuned(self._images(ZERO_SHOT, 0), rate, 0, images)}
+        except TrainingError:
+            return {"top1": None}
 
     def accuracy(self, arm: str, seed: int, rate: float) -> dict[str, Any]:
         """On test images."""
