@@ -66,7 +66,7 @@ def _study(options: argparse.Namespace) -> None:
     for part, seconds in plan.seconds.items():
         print(f"{part}: about {seconds / 60:.0f} min on two idle cores", flush=True)
     print(f"all of it: about {sum(plan.seconds.values()) / 60:.0f} min, less what is done", flush=True)
-    study, start = study_in(options.work, options.device), time.perf_counter()
+    study, start = study_in(options.work, name, options.device), time.perf_counter()
     found = _measured(plan, network, photographs_in(options.photos), study)
     head = {"plan": name, "device": options.device, "threads": torch.get_num_threads(), "missing": missing}
     spent = {"this_run": time.perf_counter() - start, "measurements": study.ledger.seconds}

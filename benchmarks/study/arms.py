@@ -6,7 +6,6 @@ PSAQ = "PSAQ-ViT"
 GUIDE = "guide-FDDA"
 TOKEN = "token-FDDA"
 REAL = "real images"
-LOCALIZER_ARMS = (NOISE, SEED_IMAGES, PSAQ, GUIDE, TOKEN, REAL)
 
 ZERO_SHOT = "zero-shot L_BNS"
 CENTERED = "L_BNS + L_C"

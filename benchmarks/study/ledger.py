@@ -9,7 +9,11 @@ from typing import Any
 
 from toolchain.artifacts import code_version, writing
 
-CODE = ("calib", "exporters", "toolchain/finetuning", "toolchain/model", "toolchain/quantization.py")
+CODE = (
+    *("calib", "exporters", "toolchain/finetuning", "toolchain/model"),
+    *("toolchain/quantization.py", "toolchain/requests.py", "toolchain/teachers.py", "toolchain/data/shapes.py"),
+    *("benchmarks/study/residual.py", "benchmarks/study/widths.py"),
+)
 """What every figure depends on."""
 
 
@@ -46,7 +50,7 @@ class Study:
     """Where a study keeps what it makes, and where networks compute that images are made for.
 
     Attributes:
-        room: folder of images and files; of one code and one device.
+        room: folder of images and files; of one plan, code and device.
         ledger: of what was measured.
         device: `cpu` or `cuda`; quantized models run on the CPU in any case.
     """
@@ -56,7 +60,7 @@ class Study:
     device: str
 
 
-def study_in(work: Path, device: str) -> Study:
-    """The study of this very code and device: figures of others are not taken for its own."""
-    room = work / f"{device}-{code_version(*CODE)[:12]}"
+def study_in(work: Path, plan: str, device: str) -> Study:
+    """The study of this very plan, code and device: figures of others are not taken for its own."""
+    room = work / f"{plan}-{device}-{code_version(*CODE)[:12]}"
     return Study(room, Ledger(room / "ledger.json"), device)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calib import image_set, statistics
-from study.arms import GUIDE, LOCALIZER_ARMS, NOISE, PSAQ, REAL, SEED_IMAGES, TOKEN
+from study.arms import GUIDE, NOISE, PSAQ, REAL, SEED_IMAGES, TOKEN
 from study.images import ImageSet, drawn, drawn_of_each_class, made
 from study.ledger import Study
 from study.plan import LocalizerPlan
@@ -80,7 +80,7 @@ def measured(plan: LocalizerPlan, study: Study) -> dict[str, Any]:
     reference = study.ledger.result(subject.float_accuracy, **about)
     runs = []
     for seed in range(plan.seeds):
-        for arm in (arm for arm in LOCALIZER_ARMS if arm in plan.routes or arm in (NOISE, SEED_IMAGES, REAL)):
+        for arm in plan.arms:
             source, made_in = subject.source(arm, seed)
             key = {**about, "arm": arm, "seed": seed, "widths": [width.name for width in plan.widths]}
             found = study.ledger.result(partial(subject.quality, source), **key, images=source.description)
@@ -134,7 +134,7 @@ class _Subject:
         request = Request(route.count, method, steps=route.steps, seed=seed)
         bundle = known.statistics if method == FDDA else None
         held = statistics.load(bundle, known.sha256, known.name) if bundle else None
-        name = f"{arm}-{route.steps}-steps"
+        name = f"{arm}-{route.steps}-steps-{known.sha256[:8]}"
         built = method_of(request, known, held)
         return made(self._room, name, built, known.teacher, count=route.count, seed=seed)
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from study.arms import NOISE, REAL, SEED_IMAGES
 from study.widths import W6A6, W8A6, W8A8, Width
 
 BUNDLED_NAME, PHOTOGRAPHS, BATCHNORM, FINE_TUNING, SPEED = PARTS = (
@@ -71,11 +72,16 @@ class LocalizerPlan:
     widths: tuple[Width, ...] = (W8A8, W8A6, W6A6)
 
     @property
+    def arms(self) -> tuple[str, ...]:
+        """In the order of the tables."""
+        return (NOISE, SEED_IMAGES, *self.routes, REAL)
+
+    @property
     def seconds(self) -> float:
         """That it will take, about."""
         made = sum(route.seconds for route in self.routes.values())
         images = sum(route.count for route in self.routes.values()) + 3 * self.images
-        evaluated = (3 + len(self.routes)) * len(self.widths) * self.test_images
+        evaluated = len(self.arms) * len(self.widths) * self.test_images
         each_seed = made + images * self.calibration_seconds + evaluated * self.evaluation_seconds
         return self.guide_seconds + self.seeds * each_seed
 

@@ -28,10 +28,10 @@ BATCH = 64
 class ResNet20(nn.Module):
     """Normalized images (B, 3, S, S) -> logits (B, C); three stages of three blocks, the last two halve the side."""
 
-    def __init__(self, num_classes: int, width: int = WIDTH) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        widths = (width, width, 2 * width, 4 * width)
+        self.stem = nn.Sequential(nn.Conv2d(3, WIDTH, 3, 1, 1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU())
+        widths = (WIDTH, WIDTH, 2 * WIDTH, 4 * WIDTH)
         blocks = [
             ResidualBlock(widths[stage] if block == 0 else widths[stage + 1], widths[stage + 1], stride)
             for stage, first in enumerate((1, 2, 2))
