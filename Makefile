@@ -40,7 +40,7 @@ bundled: .venv/.installed
 venv: .venv/.installed
 
 clean:
-	rm -rf .demo .bundled $(PHOTOS) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .demo .bundled .study $(PHOTOS) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # Editable, so that a changed source file needs no new installation.

@@ -1,0 +1,130 @@
+"""What calibration images are worth: real, synthetic and noise, for localizers and for networks with BatchNorm.
+
+    make photos finetuned
+    python benchmarks/calibration_study.py -o docs/calibration
+    python benchmarks/calibration_study.py --quick -o /tmp/study
+
+Four experiments (`benchmarks/study/`): localizers in INT8 and at six bits, calibrated with the images of six arms;
+EfficientNet-Lite0, which the first run installs into the working folder and nowhere else; a ResNet-20 trained here and
+fine-tuned at four bits; seconds to a set of images. `-o` gets the record (`study.json`), the tables (`study.md`), plots
+and a picture, all made from the record but the picture. Every figure is kept in `--work` as soon as it is there, so a
+study that was killed goes on, and `--parts` measures some of it now; the whole of it is written by a run without.
+Two hours on two cores; `--quick` ten minutes.
+"""
+
+import argparse
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import written
+from study import batchnorm, efficientnet, localizers, plots, speed, tuning
+from study.arms import NOISE, REAL
+from study.ledger import Study, study_in
+from study.plan import BATCHNORM, FINE_TUNING, PARTS, PHOTOGRAPHS, SPEED, Plan
+from study.plans import full, least, photographs_in, quick
+from study.report import report
+from study.summary import with_summary
+from torch import nn
+
+from toolchain.artifacts import writing
+from toolchain.errors import LctrError
+
+SHOWN = 6
+"""Images of each arm in the picture."""
+
+
+def main() -> None:
+    """Measure what is missing; write record, tables, plots and picture."""
+    options = _options()
+    try:
+        _study(options)
+    except LctrError as error:
+        sys.exit(str(error))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    much = parser.add_mutually_exclusive_group()
+    much.add_argument("--quick", action="store_true", help="Two seeds, nothing on photographs.")
+    much.add_argument("--least", action="store_true", help="One seed of a few images: whether the study runs.")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="Default: all.")
+    parser.add_argument("--photos", type=Path, default=Path(".photos"), help="What `make photos finetuned` made.")
+    parser.add_argument("--work", type=Path, default=Path(".study"), help="Images and figures are kept here.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="Of synthesis and fine-tuning.")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="Folder.")
+    return parser.parse_args()
+
+
+def _study(options: argparse.Namespace) -> None:
+    name = "quick" if options.quick else "least" if options.least else "full"
+    wanted = {"quick": quick, "least": least}.get(name, partial(full, options.photos))()
+    plan, network, missing = _possible(wanted.of(options.parts), options)
+    for part, seconds in plan.seconds.items():
+        print(f"{part}: about {seconds / 60:.0f} min on two idle cores", flush=True)
+    print(f"all of it: about {sum(plan.seconds.values()) / 60:.0f} min, less what is done", flush=True)
+    study, start = study_in(options.work, name, options.device), time.perf_counter()
+    found = _measured(plan, network, photographs_in(options.photos), study)
+    head = {"plan": name, "device": options.device, "threads": torch.get_num_threads(), "missing": missing}
+    spent = {"this_run": time.perf_counter() - start, "measurements": study.ledger.seconds}
+    record = with_summary({**head, "seconds": spent, **found})
+    _write(record, plan, study, options.output)
+
+
+def _possible(plan: Plan, options: argparse.Namespace) -> tuple[Plan, nn.Module | None, list[str]]:
+    """The plan without what cannot be had here, EfficientNet-Lite0, and one sentence for each part left out."""
+    parts, missing, network = set(PARTS), [], None
+    for path in (localizer.model for localizer in plan.localizers if not localizer.model.exists()):
+        parts.discard(PHOTOGRAPHS)
+        missing.append(f"{PHOTOGRAPHS}: there is no {path.name} of `make photos finetuned`.")
+    if plan.batchnorm is not None and not (options.photos / "CUB_200_2011").is_dir():
+        parts.discard(BATCHNORM)
+        missing.append(f"{BATCHNORM}: there are no photographs of `make photos`.")
+    elif plan.batchnorm is not None:
+        try:
+            network = efficientnet.network(options.work / "efficientnet")
+        except efficientnet.NotInstalled as error:
+            parts.discard(BATCHNORM)
+            missing.append(f"{BATCHNORM}: EfficientNet-Lite0 could not be installed ({error}).")
+    for sentence in missing:
+        print(f"Left out: {sentence}", file=sys.stderr)
+    return plan.of(parts), network, missing
+
+
+def _measured(plan: Plan, network: nn.Module | None, data: str, study: Study) -> dict[str, Any]:
+    """The figures of each part."""
+    found: dict[str, Any] = {"localizers": [localizers.measured(each, study) for each in plan.localizers]}
+    if plan.batchnorm is not None and network is not None:
+        found[BATCHNORM] = batchnorm.measured(plan.batchnorm, network, data, study)
+    if plan.fine_tuning is not None:
+        found[FINE_TUNING] = tuning.measured(plan.fine_tuning, study)
+    if plan.speed is not None:
+        found[SPEED] = speed.measured(plan, network, data, study)
+    return found
+
+
+def _write(record: dict[str, Any], plan: Plan, study: Study, folder: Path) -> None:
+    """All files of the result."""
+    names = []
+    for localizer in record["localizers"]:
+        names.append(f"{localizer['name']}.png")
+        plots.localizer_plot(localizer, folder / names[-1])
+    if FINE_TUNING in record:
+        names.append("fine-tuning.png")
+        plots.tuning_plot(record[FINE_TUNING], folder / names[-1])
+    for localizer in plan.localizers:
+        names.append(f"{localizer.name}-images.jpeg")
+        images = localizers.pictures(localizer, study, SHOWN)
+        plots.picture({arm: images[arm] for arm in (REAL, *localizer.routes, NOISE)}, folder / names[-1])
+    written(record, folder / "study.json")
+    text = report(record, names)
+    with writing(folder / "study.md") as temporary:
+        temporary.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""A small BatchNorm network at four bits in every layer, fine-tuned on the images of each arm (spec/fdda.md).
+
+All arms start from the same network and see as many images; synthetic ones differ in the losses that their generator
+was trained with and in nothing else. The learning rate is chosen on validation images with the images of `ZERO_SHOT`,
+the rival that FDDA has to beat, and holds for all.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from calib import fdda
+from calib.alignment import Alignment, batchnorm_alignment
+from calib.batchnorm import batchnorm_view, deep_layers
+from calib.fdda import Fdda, LossWeights
+from calib.statistics import collect
+from calib.teacher import Teacher
+from study.arms import ALIGNED, CENTERED, REAL, UNTUNED, ZERO_SHOT
+from study.images import made
+from study.ledger import Study
+from study.plan import FINE_TUNING, FineTuningPlan
+from study.residual import SIZE, WINDOW, logits_of, shapes_at_half_size, trained
+from toolchain.errors import TrainingError
+from toolchain.finetuning.images import Images
+from toolchain.finetuning.loop import Schedule, finetune
+from toolchain.finetuning.student import Bits, Form, student_from_float
+
+ARMS = (UNTUNED, ZERO_SHOT, CENTERED, ALIGNED, REAL)
+WEIGHTS: Mapping[str, LossWeights] = {
+    ZERO_SHOT: replace(fdda.FAST.weights, centralized=0.0, distorted=0.0),
+    CENTERED: replace(fdda.FAST.weights, distorted=0.0),
+    ALIGNED: fdda.FAST.weights,
+}
+"""Of each synthetic arm; both cross-entropies are part of all."""
+MIN_IMAGES = 8
+"""Of a class center: the project's own, where the published method has one."""
+
+
+def measured(plan: FineTuningPlan, study: Study) -> dict[str, Any]:
+    """FP32, the learning rate's choice, and every arm and seed."""
+    subject = _Subject(plan, study)
+    about = {"part": FINE_TUNING, "bits": plan.bits, "epochs": plan.epochs, "room": subject.name}
+    reference = study.ledger.result(subject.float_accuracy, **about)
+    made_of = {"count": plan.synthesis.count, "steps": plan.synthesis.steps}
+    choice = {}
+    for rate in plan.learning_rates:
+        tried = partial(subject.validated, rate)
+        choice[rate] = study.ledger.result(tried, **about, **made_of, rate=rate)["top1"]
+    best = max((rate for rate, top1 in choice.items() if top1 is not None), key=lambda rate: choice[rate])
+    runs = []
+    for seed in range(plan.seeds):
+        for arm in ARMS:
+            key = {**about, **made_of, "arm": arm, "seed": seed, "rate": best}
+            found = study.ledger.result(partial(subject.accuracy, arm, seed, best), **key)
+            runs.append({"arm": arm, "seed": seed, **found})
+            print(f"ResNet-20: {arm}, seed {seed}: {found['top1']:.2f}, {found['seconds']:.0f} s", flush=True)
+    chosen = {"validation_top1": {f"{rate:g}": top1 for rate, top1 in choice.items()}, "learning_rate": best}
+    facts = {"name": "ResNet-20", "bits": plan.bits, "epochs": plan.epochs, "images": plan.synthesis.count}
+    return {**facts, "test_images": plan.test_images, **chosen, "fp32": reference, "runs": runs}
+
+
+class _Subject:
+    """The trained network, its data and its statistics."""
+
+    def __init__(self, plan: FineTuningPlan, study: Study) -> None:
+        self._plan, self._device = plan, study.device
+        self._room = study.room / f"resnet20-{plan.train_images}-images-{plan.train_epochs}-epochs"
+        self._train = shapes_at_half_size("train", plan.train_images)
+        self._test = shapes_at_half_size("test", plan.test_images)
+        self._network = trained(self._room / "resnet20.safetensors", self._train, plan.train_epochs, study.device)
+        classes = self._network.fc.out_features
+        self._teacher = Teacher(self._network, classes, SIZE, WINDOW.mean, WINDOW.std)
+        self._alignment = self._aligned()
+
+    @property
+    def name(self) -> str:
+        """Says what the network was trained on."""
+        return self._room.name
+
+    def float_accuracy(self) -> dict[str, Any]:
+        """Of FP32."""
+        return {"top1": _top1(logits_of(self._network, self._test), self._test)}
+
+    def validated(self, rate: float) -> dict[str, Any]:
+        """On validation images, tuned at this learning rate on the rival's images; None: it diverged."""
+        images = shapes_at_half_size("val", self._plan.validation_images)
+        try:
+            return {"top1": self._tuned(self._images(ZERO_SHOT, 0), rate, 0, images)}
+        except TrainingError:
+            return {"top1": None}
+
+    def accuracy(self, arm: str, seed: int, rate: float) -> dict[str, Any]:
+        """On test images."""
+        if arm == UNTUNED:
+            return {"top1": self._tuned(self._images(ALIGNED, seed), 0.0, seed, self._test)}
+        return {"top1": self._tuned(self._images(arm, seed), rate, seed, self._test)}
+
+    def _tuned(self, images: Images, rate: float, seed: int, judged: Images) -> float:
+        """Top-1 in percent of a student; at a rate of 0 its ranges are all that it learns."""
+        bits = Bits(self._plan.bits, self._plan.bits, self._plan.bits)
+        on_cpu = copy.deepcopy(self._network).cpu()
+        student = student_from_float(on_cpu, Form(SIZE, largest_pixel=WINDOW.largest), bits)
+        schedule = Schedule(epochs=self._plan.epochs if rate else 1, range_epochs=1, learning_rate=rate, seed=seed)
+        finetune(student.to(self._device), self._network, images, schedule)
+        return _top1(logits_of(student, judged), judged)
+
+    def _images(self, arm: str, seed: int) -> Images:
+        much = self._plan.synthesis
+        if arm == REAL:
+            assert self._train.labels is not None
+            rows = torch.from_numpy(np.random.default_rng(seed).permutation(len(self._train.labels))[: much.count])
+            return Images(self._train.pixels[rows], self._train.labels[rows])
+        config = replace(fdda.FAST, steps=much.steps, weights=WEIGHTS[arm])
+        name = f"{list(WEIGHTS).index(arm)}-{much.steps}-steps"
+        found = made(self._room, name, Fdda(config, self._alignment), self._teacher, count=much.count, seed=seed)
+        return found.tensors(WINDOW)
+
+    def _aligned(self) -> Alignment:
+        view = batchnorm_view(self._network)
+        assert self._train.labels is not None
+        pairs = list(zip(self._train.pixels.split(100), self._train.labels.split(100), strict=True))
+        layers = deep_layers(view.layers)
+        found = collect(self._teacher, view, pairs, min_images=MIN_IMAGES, chosen=lambda separation: layers)
+        return batchnorm_alignment(self._network, found)
+
+
+def _top1(logits: NDArray[np.float32], images: Images) -> float:
+    assert images.labels is not None
+    return 100 * float((logits.argmax(1) == images.labels.numpy()).mean())

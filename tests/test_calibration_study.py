@@ -1,0 +1,40 @@
+"""The calibration study is measured by `benchmarks/calibration_study.py`; here the least of it runs once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def study(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "benchmarks" / "calibration_study.py", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+def test_the_least_study_is_whole_and_is_not_measured_twice(tmp_path: Path) -> None:
+    options = ("--least", "--work", tmp_path / "work", "-o", tmp_path / "result")
+    done = study(*options)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "result" / "study.json").read_text())
+    (localizer,) = record["localizers"]
+    arms = [run["arm"] for run in localizer["runs"]]
+    assert arms == ["noise", "one real image a class", "PSAQ-ViT", "guide-FDDA", "token-FDDA", "real images"]
+    assert all({"W8A8", "W6A6"} == set(run["widths"]) for run in localizer["runs"])
+    assert record["fine-tuning"]["runs"][0]["arm"] == "no fine-tuning"
+    assert record["speed"][0]["pixels"] == 96
+    files = {path.name for path in (tmp_path / "result").iterdir()}
+    assert files == {"study.json", "study.md", "bundled.png", "bundled-images.jpeg", "fine-tuning.png"}
+
+    again = study(*options)
+    assert again.returncode == 0, again.stderr
+    repeated = json.loads((tmp_path / "result" / "study.json").read_text())
+    assert repeated["localizers"] == record["localizers"]
+    assert repeated["fine-tuning"] == record["fine-tuning"]
