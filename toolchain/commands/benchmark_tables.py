@@ -1,4 +1,4 @@
-"""A benchmark's record as rows of text; `toolchain.terminal` draws them. What is not known is a dash."""
+"""A benchmark's record as rows of text; `toolchain.commands.terminal` draws them. What is not known is a dash."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ FIGURES = ("min", "max", "mean", "median", "p90", "p95", "p99")
 
 
 class Table(NamedTuple):
-    """What `toolchain.terminal.table` draws."""
+    """What `toolchain.commands.terminal.table` draws."""
 
     title: str
     columns: Sequence[str]

@@ -50,14 +50,14 @@ def scores_table(found: Scores) -> None:
 
 def latency_table(latency: Mapping[str, Any]) -> None:
     """`Benchmark.as_dict`, one line for each batch size and file."""
-    from toolchain import benchmark_tables
+    from toolchain.commands import benchmark_tables
 
     table(*benchmark_tables.comparison(latency))
 
 
 def benchmark_tables(latency: Mapping[str, Any]) -> None:
     """The same, then every figure by trtexec's names, what held while it was measured, and what NVML counted."""
-    from toolchain import benchmark_tables
+    from toolchain.commands import benchmark_tables
 
     for drawn in (
         benchmark_tables.comparison(latency),
