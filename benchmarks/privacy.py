@@ -119,7 +119,7 @@ def main() -> None:
     known, data = subject(options.photos)
     with tempfile.TemporaryDirectory() as folder:
         synthetic = options.images or _synthesized(known, Path(folder) / "synthetic", options.count)
-        found = [*image_set.stream(synthetic, known.window.crop, limit=options.count)]
+        found = [*image_set.stream(synthetic, known.window.image_size, known.window.crop, limit=options.count)]
     record: dict[str, Any] = {
         "model": Path(known.name).name,
         "data": data.partition(":")[0],

@@ -96,8 +96,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         calibration = folder / "images.npy"
-        images = image_set.read(options.images, card.preprocessing.crop, limit=options.limit)
-        np.save(calibration, card.preprocessing.normalize(images))
+        window = card.preprocessing
+        images = image_set.read(options.images, window.image_size, window.crop, limit=options.limit)
+        np.save(calibration, window.normalize(images))
         record["calibration"] = f"{len(images)} images of {options.images.name}"
         files = {}
         for precision, form in (("fp32", REFERENCE), ("fp16", f"{REFERENCE} as fp16")):

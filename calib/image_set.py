@@ -113,13 +113,14 @@ def listed(path: Path, limit: int | None = None) -> list[Path]:
 
 
 def stream(
-    path: Path, crop: Callable[[Image.Image], NDArray[np.uint8]], *, limit: int | None = None
+    path: Path, size: int, crop: Callable[[Image.Image], NDArray[np.uint8]], *, limit: int | None = None
 ) -> Iterator[NDArray[np.uint8]]:
     """Images for calibration from a folder, one at a time, in the order of `listed`.
 
     Args:
         path: a synthetic set, which is checked against its sidecar and taken as it is, or any folder of images.
-        crop: brings an RGB image of any size to the network's (S, S, 3) uint8; not used on a synthetic set.
+        size: of the network's input, S.
+        crop: brings an RGB image of any size to (S, S, 3) uint8; not used on a synthetic set.
         limit: as for `listed`.
 
     Yields:
@@ -127,11 +128,13 @@ def stream(
 
     Raises:
         ArtifactError: a synthetic set that was changed.
-        DataError: as `listed`; at the end also for images that cannot be read (all of them are named).
+        DataError: as `listed`; a synthetic set of another size; at the end also for images that cannot be read (all of
+            them are named).
         UsageError: a limit under 1.
     """
     files = listed(path, limit)
-    prepare = np.asarray if is_synthetic(path) else crop
+    synthetic = is_synthetic(path)
+    prepare = np.asarray if synthetic else crop
     problems = []
     for file in files:
         try:
@@ -140,6 +143,11 @@ def stream(
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             problems.append(f"{file}: {error}")
             continue
+        if synthetic and prepared.shape != (size, size, 3):
+            raise DataError(
+                f"{path} holds images of {prepared.shape[1]} x {prepared.shape[0]} pixels and the network takes "
+                f"{size} x {size}: synthesize them for this network."
+            )
         # After the first bad one the others are only looked at, so that the user learns of all of them at once.
         if not problems:
             yield prepared
@@ -148,10 +156,10 @@ def stream(
 
 
 def read(
-    path: Path, crop: Callable[[Image.Image], NDArray[np.uint8]], *, limit: int | None = None
+    path: Path, size: int, crop: Callable[[Image.Image], NDArray[np.uint8]], *, limit: int | None = None
 ) -> NDArray[np.uint8]:
     """All images of `stream` at once: (count, S, S, 3) uint8 RGB."""
-    return np.stack([*stream(path, crop, limit=limit)])
+    return np.stack([*stream(path, size, crop, limit=limit)])
 
 
 def noise(count: int, size: int, seed: int) -> NDArray[np.float32]:

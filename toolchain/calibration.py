@@ -127,7 +127,7 @@ def folder(path: Path, limit: int | None = None) -> CalibrationSource:
     count = len(image_set.listed(path, limit))
 
     def images(preprocessing: Preprocessing) -> Iterator[Floats]:
-        found = image_set.stream(path, preprocessing.crop, limit=limit)
+        found = image_set.stream(path, preprocessing.image_size, preprocessing.crop, limit=limit)
         while batch := [*islice(found, BATCH)]:
             yield preprocessing.normalize(np.stack(batch))
 

@@ -241,7 +241,8 @@ def _latency(compiled: _Compiled, card: ModelCard, plan: Plan, output: Path, pro
 
     def measure() -> dict[str, Any]:
         window = card.preprocessing
-        images = window.normalize(image_set.read(compiled.synthetic, window.crop, limit=max(plan.batch_sizes) * FEEDS))
+        count = max(plan.batch_sizes) * FEEDS
+        images = window.normalize(image_set.read(compiled.synthetic, window.image_size, window.crop, limit=count))
         with ExitStack() as stack:
             sessions = {name: stack.enter_context(open_engine(path)) for name, path in files.items()}
             return benchmark(sessions, feeds_from_images(images, plan.batch_sizes), plan.settings, progress).as_dict()

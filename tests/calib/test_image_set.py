@@ -39,7 +39,7 @@ def made(tmp_path):
 
 def test_round_trip_is_exact_and_uncropped(made):
     path, _ = made
-    assert np.array_equal(image_set.read(path, squashed), synthetic().images)
+    assert np.array_equal(image_set.read(path, 8, squashed), synthetic().images)
 
 
 def test_the_folder_holds_images_only_and_what_is_about_them_stands_beside(made):
@@ -95,7 +95,13 @@ def test_a_changed_set_is_refused(made):
     path, _ = made
     Image.new("RGB", (8, 8)).save(path / "0002_cross.png")
     with pytest.raises(ArtifactError, match="sha256 differs"):
-        image_set.read(path, squashed)
+        image_set.read(path, 8, squashed)
+
+
+def test_a_set_for_another_network_is_refused(made):
+    path, _ = made
+    with pytest.raises(DataError, match="holds images of 8 x 8 pixels and the network takes 16 x 16: synthesize them"):
+        image_set.read(path, 16, squashed)
 
 
 def test_any_folder_is_read_and_cropped(tmp_path):
@@ -105,7 +111,7 @@ def test_any_folder_is_read_and_cropped(tmp_path):
     Image.new("L", (9, 9), 7).save(tmp_path / "a" / "2.png")
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / ".hidden.png").write_text("no image")
-    images = image_set.read(tmp_path, squashed)
+    images = image_set.read(tmp_path, 4, squashed)
     assert images.shape == (2, 4, 4, 3)
     assert images[0, 0, 0].tolist() == [7, 7, 7]
     assert images[1, 0, 0, 0] > 250
@@ -114,10 +120,10 @@ def test_any_folder_is_read_and_cropped(tmp_path):
 def test_a_limit_takes_images_from_everywhere(tmp_path):
     for value in range(10):
         Image.new("L", (4, 4), value).save(tmp_path / f"{value}.png")
-    assert image_set.read(tmp_path, squashed, limit=3)[:, 0, 0, 0].tolist() == [0, 3, 6]
-    assert len(image_set.read(tmp_path, squashed, limit=30)) == 10
+    assert image_set.read(tmp_path, 4, squashed, limit=3)[:, 0, 0, 0].tolist() == [0, 3, 6]
+    assert len(image_set.read(tmp_path, 4, squashed, limit=30)) == 10
     with pytest.raises(UsageError, match="limit is 0"):
-        image_set.read(tmp_path, squashed, limit=0)
+        image_set.read(tmp_path, 4, squashed, limit=0)
 
 
 def test_every_bad_image_is_named(tmp_path):
@@ -125,7 +131,7 @@ def test_every_bad_image_is_named(tmp_path):
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "short.png").write_bytes((tmp_path / "good.png").read_bytes()[:45])
     with pytest.raises(DataError, match="2 of 3 images cannot be read") as caught:
-        image_set.read(tmp_path, squashed)
+        image_set.read(tmp_path, 4, squashed)
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
         str(tmp_path / "short.png"),
         str(tmp_path / "text.png"),
@@ -141,7 +147,7 @@ def test_a_stream_decodes_one_image_at_a_time(tmp_path):
         decoded.append(image.getpixel((0, 0))[0])
         return squashed(image)
 
-    stream = image_set.stream(tmp_path, crop)
+    stream = image_set.stream(tmp_path, 4, crop)
     assert [next(stream)[0, 0, 0], next(stream)[0, 0, 0]] == decoded == [0, 1]
 
 
@@ -150,7 +156,7 @@ def test_a_stream_ends_with_every_bad_image(tmp_path):
         Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
     for name in "bd":
         (tmp_path / f"{name}.png").write_text("no image")
-    stream = image_set.stream(tmp_path, squashed)
+    stream = image_set.stream(tmp_path, 4, squashed)
     next(stream)
     with pytest.raises(DataError, match="2 of 4 images cannot be read") as caught:
         next(stream)
@@ -166,9 +172,9 @@ def test_noise_is_the_same_in_any_batches(batch):
 
 def test_no_images_and_no_folder(tmp_path):
     with pytest.raises(DataError, match="holds no image"):
-        image_set.read(tmp_path, squashed)
+        image_set.read(tmp_path, 4, squashed)
     with pytest.raises(DataError, match="is no folder"):
-        image_set.read(tmp_path / "absent", squashed)
+        image_set.read(tmp_path / "absent", 4, squashed)
 
 
 def test_noise_is_standard_normal_and_repeats_with_the_seed():

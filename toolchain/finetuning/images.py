@@ -10,7 +10,6 @@ from torch import Tensor
 from calib import image_set
 from toolchain.artifacts import read_sidecar
 from toolchain.data.sources import open_data
-from toolchain.errors import DataError
 from toolchain.evaluation import batches
 from toolchain.preprocessing import Preprocessing
 
@@ -33,22 +32,15 @@ def images_in(folder: Path, window: Preprocessing, limit: int | None = None) -> 
 
     Raises:
         ArtifactError, DataError, UsageError: as `calib.image_set.stream`.
-        DataError: a synthetic set of another size than the network's input.
     """
-    arrays = [*image_set.stream(folder, window.crop, limit=limit)]
-    side = window.image_size
-    if other := next((a.shape for a in arrays if a.shape != (side, side, 3)), None):
-        raise DataError(
-            f"{folder} holds images of {other[1]} x {other[0]} pixels and the network takes {side} x {side}: "
-            "synthesize them for this network."
-        )
+    pixels = image_set.read(folder, window.image_size, window.crop, limit=limit)
     labels = None
     recorded = read_sidecar(folder).metadata["labels"] if image_set.is_synthetic(folder) else None
     if recorded is not None:
         # A file of a synthetic set is named for its place in it.
         places = [int(file.name.partition("_")[0]) for file in image_set.listed(folder, limit)]
         labels = torch.tensor([recorded[place] for place in places])
-    return Images(torch.from_numpy(window.normalize(np.stack(arrays))), labels)
+    return Images(torch.from_numpy(window.normalize(pixels)), labels)
 
 
 def training_images(data: str, window: Preprocessing, count: int | None) -> Images:
