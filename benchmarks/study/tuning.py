@@ -27,9 +27,10 @@ from study.ledger import Study
 from study.plan import FINE_TUNING, FineTuningPlan
 from study.residual import SIZE, WINDOW, logits_of, shapes_at_half_size, trained
 from toolchain.errors import TrainingError
+from toolchain.finetuning.construction import student_from_float
 from toolchain.finetuning.images import Images
 from toolchain.finetuning.loop import Schedule, finetune
-from toolchain.finetuning.student import Bits, Form, student_from_float
+from toolchain.finetuning.student import Bits, Form
 
 ARMS = (UNTUNED, ZERO_SHOT, CENTERED, ALIGNED, REAL)
 WEIGHTS: Mapping[str, LossWeights] = {

@@ -16,10 +16,11 @@ from exporters.files import read_onnx, write_onnx
 from exporters.qdq import observer_from_float
 from toolchain.card import ModelCard
 from toolchain.errors import DataError, ModelError, ParityError, TrainingError, UsageError
+from toolchain.finetuning.construction import student_from_float
 from toolchain.finetuning.images import Images
 from toolchain.finetuning.loop import Schedule, finetune, measure
 from toolchain.finetuning.run import localizer_from_deployed
-from toolchain.finetuning.student import Bits, Form, Student, student_from_float
+from toolchain.finetuning.student import Bits, Form, Student
 from toolchain.model.deployment import DeployedLctr
 from toolchain.model.lctr import Localized
 from toolchain.preprocessing import Preprocessing

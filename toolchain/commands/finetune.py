@@ -83,6 +83,7 @@ def finetune(
         require_absent("MODEL", "image_size", "mean", "std", "num_classes")
     from toolchain.finetuning import run
     from toolchain.finetuning.loop import Schedule
+    from toolchain.finetuning.results import log_of
     from toolchain.finetuning.student import Bits
     from toolchain.quantization import ranges_of
 
@@ -104,5 +105,5 @@ def finetune(
     click.echo(f"On {facts['agreement']:.1%} of the synthetic images it predicts the teacher's class.")
     if done.deviation is not None:
         click.echo(f"With its optimizations ONNX Runtime deviates by {done.deviation:.1e} of the largest logit.")
-    click.echo(f"{quantized.path}\n{ranges_of(quantized.path)}\n{run.log_of(output)}")
+    click.echo(f"{quantized.path}\n{ranges_of(quantized.path)}\n{log_of(output)}")
     say_made(done.checkpoint)

@@ -16,14 +16,16 @@ from calib.teacher import logits_of
 from engines.registry import open_engine
 from exporters.files import read_onnx, write_onnx
 from toolchain import quantization, stages
-from toolchain.artifacts import Artifact, Made, code_version, load, reusable, seal, sha256_of, sidecar_of, writing
+from toolchain.artifacts import Artifact, Made, code_version, seal, writing
 from toolchain.calibration import Stated
 from toolchain.card import GUIDE
 from toolchain.data.sources import files_of
 from toolchain.errors import UsageError, chosen
+from toolchain.finetuning.construction import student_from_float
 from toolchain.finetuning.images import Images, images_in, training_images
 from toolchain.finetuning.loop import Schedule, finetune, measure, write_log
-from toolchain.finetuning.student import Bits, Form, Student, student_from_float
+from toolchain.finetuning.results import CODE, NETWORK, Finetuned, Identity, float_of, log_of, quantized_of, state_of
+from toolchain.finetuning.student import Bits, Form, Student
 from toolchain.guides import NamedGuide, guide_from_spec
 from toolchain.model import checkpoint
 from toolchain.model.cdm import TAPS
@@ -32,9 +34,6 @@ from toolchain.model.lctr import Lctr, Localized
 from toolchain.preprocessing import Preprocessing
 from toolchain.progress import Step, unwatched
 
-NETWORK = "network"
-"""Kind of a tuned checkpoint that is no localizer."""
-CODE = ("toolchain/finetuning", "toolchain/model", "exporters")
 MEASURED = 256
 """Images that the result is compared with the teacher on, and the error of its ranges measured, at most."""
 COMPARED = 16
@@ -92,42 +91,6 @@ class Asked:
         return training_images(self.data, window, self.count) if self.data else None
 
 
-@dataclass(frozen=True)
-class Finetuned:
-    """A finished fine-tuning.
-
-    Attributes:
-        checkpoint: tuned parameters, float.
-        quantized: the Q/DQ graph.
-        deviation: of what ONNX Runtime makes of the graph from the student's logits, on the first images and over the
-            largest logit; None: reused.
-    """
-
-    checkpoint: Made
-    quantized: Made
-    deviation: float | None
-
-
-def float_of(output: Path) -> Path:
-    """Where the float graph of a tuned checkpoint stands."""
-    return output.with_suffix(".onnx")
-
-
-def quantized_of(output: Path) -> Path:
-    """Where its Q/DQ graph stands; the ranges are beside it."""
-    return output.with_suffix(".int8.onnx")
-
-
-def state_of(output: Path) -> Path:
-    """Where a tuning that is not finished keeps what it needs to go on."""
-    return output.with_name(f"{output.name}.state")
-
-
-def log_of(output: Path) -> Path:
-    """Where the table of its epochs stands."""
-    return output.with_suffix(".log.csv")
-
-
 def finetuned_localizer(model: Path, output: Path, asked: Asked, step: Step = unwatched) -> Finetuned:
     """Tune a localizer of ours; the result is a checkpoint like any other, with its Q/DQ graph beside it.
 
@@ -137,7 +100,7 @@ def finetuned_localizer(model: Path, output: Path, asked: Asked, step: Step = un
     _require_another(output, {"model": model})
     card = checkpoint.card_of(model)
     window = card.preprocessing
-    identity = _Identity(checkpoint.KIND, asked.parameters, {"model": model, **asked.inputs(window)})
+    identity = Identity(checkpoint.KIND, asked.parameters, {"model": model, **asked.inputs(window)})
     if found := identity.finished(output):
         return found
     localizer, _ = checkpoint.load(model)
@@ -173,7 +136,7 @@ def finetuned_network(
     _require_another(output, named.inputs)
     network, window = named.network, named.window
     parameters, inputs = {**named.parameters, **asked.parameters}, {**named.inputs, **asked.inputs(window)}
-    identity = _Identity(GUIDE if named.card else NETWORK, parameters, inputs)
+    identity = Identity(GUIDE if named.card else NETWORK, parameters, inputs)
     if found := identity.finished(output):
         return found
     form = Form(window.image_size, largest_pixel=window.largest, keep_float=asked.keep_float)
@@ -206,34 +169,6 @@ def localizer_from_deployed(localizer: Lctr, state: Mapping[str, Tensor]) -> Lct
 
 
 @dataclass(frozen=True)
-class _Identity:
-    """What a tuned checkpoint depends on."""
-
-    kind: str
-    parameters: Mapping[str, Any]
-    inputs: Mapping[str, Path]
-
-    @property
-    def text(self) -> str:
-        """All of it, for a state that belongs to it alone."""
-        return repr((self.parameters, {role: sha256_of(path) for role, path in self.inputs.items()}))
-
-    def sealed(self, output: Path, facts: Mapping[str, Any]) -> Artifact:
-        """The sidecar of a tuned checkpoint."""
-        code = code_version(*CODE)
-        return seal(output, self.kind, parameters=self.parameters, inputs=self.inputs, metadata=facts, code=code)
-
-    def finished(self, output: Path) -> Finetuned | None:
-        """What an earlier run of the same left, if it is whole."""
-        code = code_version(*CODE)
-        found = reusable(output, self.kind, parameters=self.parameters, inputs=self.inputs, code=code)
-        whole = found and quantized_of(output).exists() and sidecar_of(quantized_of(output)).exists()
-        if not found or not whole:
-            return None
-        return Finetuned(Made(found, True), Made(load(quantized_of(output), quantization.ONNX_INT8), True), None)
-
-
-@dataclass(frozen=True)
 class _Tuned:
     """A student, what is told of it, and its logits (n, C) on the first images (n, 3, S, S)."""
 
@@ -249,7 +184,7 @@ def _tuned(
     window: Preprocessing,
     output: Path,
     asked: Asked,
-    identity: _Identity,
+    identity: Identity,
     step: Step,
 ) -> _Tuned:
     """Tune a student of the network, and compare it with its teacher."""
