@@ -14,7 +14,9 @@ from tiny_tuning import ONE_BLOCK, TinyResNet, as_it_stands, one_block, tiny_ima
 from calib import image_set
 from toolchain.artifacts import read_sidecar, seal, sha256_of
 from toolchain.card import GUIDE, GuideCard, ModelCard
+from toolchain.finetuning.images import images_in
 from toolchain.model import checkpoint
+from toolchain.model.deployment import DeployedLctr
 from toolchain.model.guide import GUIDE_PRESETS, Guide
 from toolchain.model.presets import PRESETS
 from toolchain.preprocessing import Preprocessing
@@ -62,12 +64,17 @@ def localizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_localizer_becomes_a_tuned_one(localizer: Path, synthetic: Path, tmp_path: Path) -> None:
+    with torch.no_grad():
+        answers = DeployedLctr(one_block())(images_in(synthetic, WINDOW).pixels)[0].argmax(1).tolist()
+    seal(synthetic, image_set.KIND, metadata={"labels": [*((each + 1) % 3 for each in answers[:5]), *answers[5:]]})
     output = tmp_path / "tuned.safetensors"
     command = ("finetune", localizer, "--images", synthetic, "-o", output, *QUICK)
     told = lctr(*command)
     assert told.exit_code == 0, told.stderr
     found = json.loads(told.stdout)
     assert found["labels"] == "recorded"
+    assert found["label_agreement"] == 3 / 8
+    assert "Warning: the teacher predicts" in told.stderr
     assert 0 <= found["deviation"] < 0.05
     assert len((tmp_path / "tuned.log.csv").read_text().splitlines()) == 3
     tuned, card = checkpoint.load(output)
@@ -133,6 +140,7 @@ def test_of_noise_the_teacher_says_the_classes(guide: Path, tmp_path: Path) -> N
     told = lctr("finetune", "--guide", guide, "--images", noise, "-o", tmp_path / "tuned.safetensors", *QUICK[:-1])
     assert told.exit_code == 0, told.stderr
     assert "Labels predicted by the teacher." in told.stdout
+    assert "Warning" not in told.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from toolchain.commands import terminal
-from toolchain.commands.answers import print_json, say_made, selected
+from toolchain.commands.answers import print_json, say_aside, say_made, selected
 from toolchain.commands.options import (
     PATH,
     guide_options,
@@ -20,6 +20,9 @@ from toolchain.commands.options import (
     seed_option,
 )
 from toolchain.errors import UsageError
+
+FEW_RIGHT = 0.5
+"""Share of the labels under which cross-entropy teaches more errors than classes."""
 
 
 @click.command(short_help="Tune a network as it will be quantized.")
@@ -96,9 +99,20 @@ def finetune(
             assert guide is not None
             done = run.finetuned_network(guide, input_stated(mean, std, image_size), num_classes, output, asked, step)
     facts, quantized = done.checkpoint.artifact.metadata, done.quantized.artifact
+    if facts["label_agreement"] < FEW_RIGHT:
+        say_aside(
+            f"Warning: the teacher predicts {facts['label_agreement']:.0%} of the recorded labels, so the student was "
+            "taught wrong ones: synthesize images with more --steps."
+        )
     if as_json:
         record = {"path": str(output), "quantized": str(quantized.path), "reused": done.checkpoint.reused}
-        print_json({**record, "deviation": done.deviation, **selected(facts, "labels", "agreement", "epochs")})
+        print_json(
+            {
+                **record,
+                "deviation": done.deviation,
+                **selected(facts, "labels", "label_agreement", "agreement", "epochs"),
+            }
+        )
         return
     first, last = facts["epochs"][0]["loss"], facts["epochs"][-1]["loss"]
     click.echo(f"Labels {facts['labels']}. Loss {first:.4g} in the first epoch, {last:.4g} in the last.")

@@ -208,10 +208,13 @@ def _tuned(
     logits = measure(student, pixels)
     with torch.no_grad():
         expected = torch.cat([logits_of(network, some) for some in pixels.split(32)])
+    answers = expected.argmax(1)
+    labels = answers if synthetic.labels is None else synthetic.labels[:MEASURED]
     facts = {
         "labels": "recorded" if synthetic.labels is not None else "predicted by the teacher",
+        "label_agreement": float((labels == answers).double().mean()),
         "images": len(synthetic.pixels),
-        "agreement": float((logits.argmax(1) == expected.argmax(1)).double().mean()),
+        "agreement": float((logits.argmax(1) == answers).double().mean()),
         "epochs": [asdict(log) for log in logs],
     }
     return _Tuned(student, facts, pixels, logits)
