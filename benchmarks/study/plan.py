@@ -121,11 +121,11 @@ class FineTuningPlan:
         train_images: of `shapes`.
         train_epochs: over them.
         test_images: held out.
-        validation_images: that the learning rate is chosen on.
+        validation_images: that learning rates are chosen on.
         seeds: runs of each arm.
         synthesis: of every synthetic arm.
         epochs: of the fine-tuning, over `synthesis.count` images.
-        learning_rates: to choose from.
+        learning_rates: that each arm has the best of.
         bits: of weights and activations, in every layer.
         train_seconds: for the estimate.
         epoch_seconds: likewise.
@@ -146,7 +146,7 @@ class FineTuningPlan:
     @property
     def seconds(self) -> float:
         """That it will take, about."""
-        runs = self.seeds * 4 + len(self.learning_rates)
+        runs = 4 * (self.seeds + len(self.learning_rates))
         made = (self.seeds * 3 + 1) * self.synthesis.seconds
         return self.train_seconds + made + runs * self.epochs * self.epoch_seconds
 

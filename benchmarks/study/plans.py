@@ -81,7 +81,7 @@ def full(photos: Path) -> Plan:
             seeds=5,
             synthesis=Synthesis(count=512, steps=100, step_seconds=0.15),
             epochs=6,
-            learning_rates=(1e-5, 1e-4, 1e-3),
+            learning_rates=(1e-6, 1e-5, 1e-4),
             train_seconds=240,
             epoch_seconds=3.4,
         ),
@@ -116,7 +116,7 @@ def quick() -> Plan:
         seeds=2,
         synthesis=Synthesis(count=256, steps=50, step_seconds=0.15),
         epochs=4,
-        learning_rates=(1e-4, 1e-3),
+        learning_rates=(1e-5, 1e-4),
         train_seconds=40,
         epoch_seconds=1.3,
     )

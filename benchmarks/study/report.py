@@ -109,18 +109,25 @@ def _batchnorm(subject: Mapping[str, Any]) -> str:
 
 
 def _tuning(tuning: Mapping[str, Any]) -> str:
-    runs, rates = tuning["runs"], tuning["validation_top1"]
-    tried = ", ".join(f"{rate}: " + ("diverged" if top1 is None else f"{top1:.2f}") for rate, top1 in rates.items())
-    rows = [["FP32", f"{tuning['fp32']['top1']:.2f}"], *([arm, _top1(runs, arm)] for arm in arms_of(runs))]
+    runs, chosen = tuning["runs"], tuning["learning_rate"]
+    rows = [["FP32", "", "", f"{tuning['fp32']['top1']:.2f}"]]
+    for arm in arms_of(runs):
+        agreement = spread([run["label_agreement"] for run in of_arm(runs, arm)]).text(1)
+        rate = f"{chosen[arm]:g} ({_tried(tuning['validation_top1'][arm])})" if arm in chosen else "not tuned"
+        rows.append([arm, rate, agreement, _top1(runs, arm)])
     parts = [
         f"## {tuning['name']} at {tuning['bits']} bits in every layer, fine-tuned",
-        f"Trained here on `shapes` at half its size; {tuning['images']} images and {tuning['epochs']} epochs in every "
-        f"arm, {tuning['test_images']} test images, seeds: {_seeds(runs)}. Learning rate {tuning['learning_rate']:g}, "
-        f"chosen on validation images with the zero-shot arm ({tried}). Ranges without fine-tuning are those of FDDA's "
-        "images.",
-        markdown(["", "Top-1"], rows),
+        f"Trained here on `shapes` at half its size; {tuning['images']} images, {tuning['steps']} steps of the "
+        f"generator and {tuning['epochs']} epochs in every arm, {tuning['test_images']} test images, seeds: "
+        f"{_seeds(runs)}. Each arm has the learning rate that is best for it on validation images (Top-1 of each in "
+        "brackets). Ranges without fine-tuning are those of FDDA's images.",
+        markdown(["", "learning rate", "images that FP32 takes for their class %", "Top-1"], rows),
     ]
     return "\n\n".join(parts)
+
+
+def _tried(rates: Mapping[str, float | None]) -> str:
+    return ", ".join(f"{rate}: " + ("diverged" if top1 is None else f"{top1:.2f}") for rate, top1 in rates.items())
 
 
 def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
