@@ -77,7 +77,7 @@ def full(photos: Path) -> Plan:
             train_images=8000,
             train_epochs=12,
             test_images=2400,
-            validation_images=600,
+            validation_images=2400,
             seeds=5,
             synthesis=Synthesis(count=512, steps=100, step_seconds=0.15),
             epochs=6,

@@ -83,28 +83,32 @@ def _preamble(record: Mapping[str, Any]) -> str:
 
 
 def _localizer(localizer: Mapping[str, Any]) -> str:
-    runs, reference = localizer["runs"], localizer["fp32"]
-    parts = [
+    reference = localizer["fp32"]
+    return _by_width(
+        localizer,
+        LOCALIZER_COLUMNS,
         f"## {localizer['name']} ({localizer['model']})",
         f"FP32: Top-1 {reference['top1']:.2f}, GT-Known Loc {reference['gt_known_loc']:.2f} on "
-        f"{localizer['test_images']} held-out images. Seeds: {_seeds(runs)}.",
-    ]
-    for width in runs[0]["widths"]:
-        rows = [[arm, _much(localizer, arm), *_cells(runs, arm, width, LOCALIZER_COLUMNS)] for arm in arms_of(runs)]
-        parts.append(f"### {width}\n\n" + markdown(["", "images", *LOCALIZER_COLUMNS], rows))
-    return "\n\n".join([*parts, _ratios(runs)])
+        f"{localizer['test_images']} held-out images. Seeds: {_seeds(localizer['runs'])}.",
+    )
 
 
 def _batchnorm(subject: Mapping[str, Any]) -> str:
-    runs = subject["runs"]
-    parts = [
+    return _by_width(
+        subject,
+        BATCHNORM_COLUMNS,
         f"## {subject['name']}, ImageNet's weights",
         f"On {subject['test_images']} photographs of other classes: agreement with FP32 is what there is to see. "
-        f"Seeds: {_seeds(runs)}.",
-    ]
+        f"Seeds: {_seeds(subject['runs'])}.",
+    )
+
+
+def _by_width(subject: Mapping[str, Any], columns: Mapping[str, tuple[str, int]], *opening: str) -> str:
+    """A table for each width, a row for each arm; and the ranges."""
+    runs, parts = subject["runs"], [*opening]
     for width in runs[0]["widths"]:
-        rows = [[arm, _much(subject, arm), *_cells(runs, arm, width, BATCHNORM_COLUMNS)] for arm in arms_of(runs)]
-        parts.append(f"### {width}\n\n" + markdown(["", "images", *BATCHNORM_COLUMNS], rows))
+        rows = [[arm, _much(subject, arm), *_cells(runs, arm, width, columns)] for arm in arms_of(runs)]
+        parts.append(f"### {width}\n\n" + markdown(["", "images", *columns], rows))
     return "\n\n".join([*parts, _ratios(runs)])
 
 
