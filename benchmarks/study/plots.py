@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter
 from numpy.typing import NDArray
 
 from study.arms import REAL
@@ -31,13 +32,16 @@ def localizer_plot(localizer: Mapping[str, Any], path: Path) -> None:
         bars.bar(places + shift, [each.mean for each in found], thickness, yerr=errors, capsize=2, label=width)
     bars.set(ylabel="logits against FP32, dB", title=localizer["name"])
     bars.set_xticks(places, arms, rotation=25, ha="right")
-    bars.legend()
+    bars.margins(y=0.2)
+    bars.legend(loc="upper left", ncols=len(widths))
     others = [arm for arm in arms if arm != REAL]
     for place, arm in enumerate(others):
         ratios = list(range_ratios(runs, arm).values())
         points.plot([place] * len(ratios), ratios, ".", alpha=0.5)
     points.axhline(1, color="grey", linewidth=1)
     points.set(yscale="log", ylabel="range over that of real images", title="one point for each quantized tensor")
+    points.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    points.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
     points.set_xticks(range(len(others)), others, rotation=25, ha="right")
     _saved(canvas, path)
 
