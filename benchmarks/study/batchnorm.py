@@ -2,7 +2,7 @@
 
 import tempfile
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from study.plan import BATCHNORM, BatchNormPlan
 from study.widths import observed_ranges, quantized
 from toolchain.artifacts import writing
 from toolchain.calibration import CalibrationSource, noise
+from toolchain.data.dataset import DataSet
 from toolchain.data.decoding import decoded_chunks
 from toolchain.data.sources import open_data
 from toolchain.preprocessing import Preprocessing, imagenet
@@ -95,10 +96,13 @@ class _Subject:
         if arm == NOISE:
             return noise(self._plan.images, seed), None
         if arm == REAL:
-            training = open_data(self._data, "train", self._window)
-            return drawn(self._room, "real", training, self._plan.images, seed).source(), None
+            return drawn(self._room, "real", self._training, self._plan.images, seed).source(), None
         found = self.synthetic(seed)
         return found.source(), found.seconds
+
+    @cached_property
+    def _training(self) -> DataSet:
+        return open_data(self._data, "train", self._window)
 
     def quality(self, source: CalibrationSource) -> dict[str, Any]:
         """Of the network, calibrated with these images, at each width; and the ranges that they give."""

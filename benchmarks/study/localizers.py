@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from toolchain import stages
 from toolchain.artifacts import sha256_of, sidecar_of
 from toolchain.boxes import box_from_map, iou
 from toolchain.calibration import CalibrationSource, Stated, noise
+from toolchain.data.dataset import DataSet
 from toolchain.data.decoding import decoded_chunks
 from toolchain.data.sources import open_data
 from toolchain.evaluation import Outputs, evaluate, output_error
@@ -123,11 +124,10 @@ class _Subject:
 
     def images(self, arm: str, seed: int) -> ImageSet:
         """The images of any other arm than noise."""
-        training = open_data(self._plan.data, "train", self._card.preprocessing)
         if arm == REAL:
-            return drawn(self._room, "real", training, self._plan.images, seed)
+            return drawn(self._room, "real", self._training, self._plan.images, seed)
         if arm == SEED_IMAGES:
-            return drawn_of_each_class(self._room, "seeds", training, EACH, seed)
+            return drawn_of_each_class(self._room, "seeds", self._training, EACH, seed)
         route = self._plan.routes[arm]
         known, method = self._network(arm)
         known.teacher.model.to(self._device)
@@ -161,11 +161,24 @@ class _Subject:
             self._reference = self._held_out.outputs(self._float)
         return self._held_out, self._reference
 
+    @cached_property
+    def _training(self) -> DataSet:
+        """The training images; opened once, for that takes seconds."""
+        return open_data(self._plan.data, "train", self._card.preprocessing)
+
     def _network(self, arm: str) -> tuple[KnownTeacher, str]:
         """What images of a synthetic arm are made for, and by which method."""
         if arm == GUIDE:
-            return guide_teacher(str(self._guide()), Stated()), FDDA
-        return localizer_teacher(self._plan.model), {PSAQ: PATCH_SIMILARITY, TOKEN: FDDA}[arm]
+            return self._guided, FDDA
+        return self._localizer, {PSAQ: PATCH_SIMILARITY, TOKEN: FDDA}[arm]
+
+    @cached_property
+    def _guided(self) -> KnownTeacher:
+        return guide_teacher(str(self._guide()), Stated())
+
+    @cached_property
+    def _localizer(self) -> KnownTeacher:
+        return localizer_teacher(self._plan.model)
 
     def _guide(self) -> Path:
         """The guide beside the model, or one that is trained here once."""
