@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from photographs import Photographs
 from record import written
 from study import batchnorm, efficientnet, localizers, plots, speed, tuning
 from study.arms import NOISE, REAL
 from study.ledger import Study, study_in
 from study.plan import BATCHNORM, FINE_TUNING, PARTS, PHOTOGRAPHS, SPEED, Plan
-from study.plans import full, least, photographs_in, quick
+from study.plans import full, least, quick
 from study.report import report
 from study.summary import with_summary
 from torch import nn
@@ -52,7 +53,7 @@ def _options() -> argparse.Namespace:
     much.add_argument("--quick", action="store_true", help="Two seeds, nothing on photographs.")
     much.add_argument("--least", action="store_true", help="One seed of a few images: whether the study runs.")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="Default: all.")
-    parser.add_argument("--photos", type=Path, default=Path(".photos"), help="What `make photos finetuned` made.")
+    parser.add_argument("--photos", type=Path, default=Photographs().folder, help="What `make photos finetuned` made.")
     parser.add_argument("--work", type=Path, default=Path(".study"), help="Images and figures are kept here.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="Of synthesis and fine-tuning.")
     parser.add_argument("-o", "--output", type=Path, required=True, help="Folder.")
@@ -61,31 +62,32 @@ def _options() -> argparse.Namespace:
 
 def _study(options: argparse.Namespace) -> None:
     name = "quick" if options.quick else "least" if options.least else "full"
-    wanted = {"quick": quick, "least": least}.get(name, partial(full, options.photos))()
-    plan, network, missing = _possible(wanted.of(options.parts), options)
+    photos = Photographs(options.photos)
+    wanted = {"quick": quick, "least": least}.get(name, partial(full, photos))()
+    plan, network, missing = _possible(wanted.of(options.parts), photos, options.work)
     for part, seconds in plan.seconds.items():
         print(f"{part}: about {seconds / 60:.0f} min on two idle cores", flush=True)
     print(f"all of it: about {sum(plan.seconds.values()) / 60:.0f} min, less what is done", flush=True)
     study, start = study_in(options.work, name, options.device), time.perf_counter()
-    found = _measured(plan, network, photographs_in(options.photos), study)
+    found = _measured(plan, network, photos.data, study)
     head = {"plan": name, "device": options.device, "threads": torch.get_num_threads(), "missing": missing}
     spent = {"this_run": time.perf_counter() - start, "measurements": study.ledger.seconds}
     record = with_summary({**head, "seconds": spent, **found})
     _write(record, plan, study, options.output)
 
 
-def _possible(plan: Plan, options: argparse.Namespace) -> tuple[Plan, nn.Module | None, list[str]]:
+def _possible(plan: Plan, photos: Photographs, work: Path) -> tuple[Plan, nn.Module | None, list[str]]:
     """The plan without what cannot be had here, EfficientNet-Lite0, and one sentence for each part left out."""
     parts, missing, network = set(PARTS), [], None
     for path in (localizer.model for localizer in plan.localizers if not localizer.model.exists()):
         parts.discard(PHOTOGRAPHS)
         missing.append(f"{PHOTOGRAPHS}: there is no {path.name} of `make photos finetuned`.")
-    if plan.batchnorm is not None and not (options.photos / "CUB_200_2011").is_dir():
+    if plan.batchnorm is not None and not photos.images.is_dir():
         parts.discard(BATCHNORM)
         missing.append(f"{BATCHNORM}: there are no photographs of `make photos`.")
     elif plan.batchnorm is not None:
         try:
-            network = efficientnet.network(options.work / "efficientnet")
+            network = efficientnet.network(work / "efficientnet")
         except efficientnet.NotInstalled as error:
             parts.discard(BATCHNORM)
             missing.append(f"{BATCHNORM}: EfficientNet-Lite0 could not be installed ({error}).")

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from nearness import Nearness, Vectors, nearness
 from numpy.typing import NDArray
+from photographs import Photographs
 from record import markdown, written
 
 from calib import image_set
@@ -119,14 +120,14 @@ def main() -> None:
     known, data = subject(options.photos)
     with tempfile.TemporaryDirectory() as folder:
         synthetic = options.images or _synthesized(known, Path(folder) / "synthetic", options.count)
-        found = [*image_set.stream(synthetic, known.window.image_size, known.window.crop, limit=options.count)]
+        found = image_set.read(synthetic, known.window.image_size, known.window.crop, limit=options.count)
     record: dict[str, Any] = {
         "model": Path(known.name).name,
         "data": data.partition(":")[0],
         "synthetic": len(found),
         "noise_levels": NOISE,
     }
-    record |= _compared(known, np.stack(found), real_images(known, data))
+    record |= _compared(known, found, real_images(known, data))
     written(record, options.output)
     print(_table(record["parts"]))
     remembering = [part for part in record["parts"] if part["images"] == "synthetic" and part["p"] < REMEMBERS]
@@ -137,7 +138,8 @@ def subject(photos: Path | None) -> tuple[KnownTeacher, str]:
     """The localizer and its data set: what `make finetuned` made in a folder, or the bundled one."""
     if photos is None:
         return localizer_teacher(BUNDLED), "shapes"
-    return localizer_teacher(photos / "finetuned.safetensors"), f"cub:{photos / 'CUB_200_2011'}"
+    known = Photographs(photos)
+    return localizer_teacher(known.localizer), known.data
 
 
 def _options() -> argparse.Namespace:

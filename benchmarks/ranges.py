@@ -24,7 +24,6 @@ from typing import Any
 
 from record import written
 
-FINETUNED = Path(".photos/finetuned.safetensors")
 RUN, OBSERVE, EQUALIZE = "run the images", "observe and quantize", "equalize, observe and quantize"
 MAX_BYTES, MAX_RATIO = 1.5e9, 1.5
 
@@ -60,7 +59,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="Cores that a side may use.")
     parser.add_argument("--method", default="auto")
     parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--backbone", type=Path, default=FINETUNED, help="Random weights where it is not there.")
+    parser.add_argument("--backbone", type=Path, help="Default: that of `make finetuned`, where it is there.")
     parser.add_argument("--side", choices=(RUN, OBSERVE, EQUALIZE), help="One side, once; prints its seconds.")
     parser.add_argument("--model", type=Path, help="Of that side.")
     return parser.parse_args()

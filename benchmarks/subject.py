@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from photographs import Photographs
 
 from engines.backend import Feeds
 from engines.memory import MemorySession
@@ -16,7 +17,7 @@ from toolchain.model.checkpoint import card_of, load_start
 from toolchain.model.lctr import Lctr
 from toolchain.model.presets import preset_named
 
-FINETUNED = Path(".photos/finetuned.safetensors")
+FINETUNED = Photographs().localizer
 TOLERANCE = 1e-4
 """Of an output's largest value: what two forms of one model may differ by in float32."""
 

@@ -85,15 +85,7 @@ def backend_of(path: Path) -> Backend:
     Raises:
         ArtifactError: the file or an engine's sidecar is missing, or names no backend of ours.
     """
-    if not path.exists():
-        raise ArtifactError(f"{path} does not exist: check the path.")
-    if path.suffix == ".onnx" and not (sidecar_of(path).exists() and read_sidecar(path).kind == KIND):
-        return backend("onnxruntime")
-    artifact = read_sidecar(path)
-    name = str(artifact.metadata.get("backend"))
-    if artifact.kind != KIND or name.partition(":")[0] not in BACKENDS:
-        raise ArtifactError(f"{path} is of kind '{artifact.kind}', not an engine of a backend known here: build it.")
-    return backend(name)
+    return backend(_name_for(path))
 
 
 def open_engine(
@@ -110,11 +102,23 @@ def open_engine(
     Raises:
         UsageError: no such backend.
     """
-    entry, arguments = _parsed(backend_name or backend_of(path).name)
+    entry, arguments = _parsed(backend_name or _name_for(path))
+    cache = {}
     if runtime_caches is not None and entry.compiles_at_first_run:
-        kept = runtime_caches / f"{read_sidecar(path).sha256[:16]}.cache"
-        return _made(entry, {**arguments, "runtime_cache": kept}).open(path)
-    return _made(entry, arguments).open(path)
+        cache["runtime_cache"] = runtime_caches / f"{read_sidecar(path).sha256[:16]}.cache"
+    return _made(entry, {**arguments, **cache}).open(path)
+
+
+def _name_for(path: Path) -> str:
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist: check the path.")
+    if path.suffix == ".onnx" and not (sidecar_of(path).exists() and read_sidecar(path).kind == KIND):
+        return "onnxruntime"
+    artifact = read_sidecar(path)
+    name = str(artifact.metadata.get("backend"))
+    if artifact.kind != KIND or name.partition(":")[0] not in BACKENDS:
+        raise ArtifactError(f"{path} is of kind '{artifact.kind}', not an engine of a backend known here: build it.")
+    return name
 
 
 def _made(entry: Entry, arguments: Mapping[str, object]) -> Backend:

@@ -1,27 +1,16 @@
 """The calibration study is measured by `benchmarks/calibration_study.py`; here the least of it runs once."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
-
-
-def study(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "benchmarks" / "calibration_study.py", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )
+from benchmark_process import benchmark
 
 
 @pytest.mark.slow
 def test_the_least_study_is_whole_and_is_not_measured_twice(tmp_path: Path) -> None:
     options = ("--least", "--work", tmp_path / "work", "-o", tmp_path / "result")
-    done = study(*options)
+    done = benchmark("calibration_study.py", *options)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "result" / "study.json").read_text())
     (localizer,) = record["localizers"]
@@ -33,7 +22,7 @@ def test_the_least_study_is_whole_and_is_not_measured_twice(tmp_path: Path) -> N
     files = {path.name for path in (tmp_path / "result").iterdir()}
     assert files == {"study.json", "study.md", "bundled.png", "bundled-images.jpeg", "fine-tuning.png"}
 
-    again = study(*options)
+    again = benchmark("calibration_study.py", *options)
     assert again.returncode == 0, again.stderr
     repeated = json.loads((tmp_path / "result" / "study.json").read_text())
     assert repeated["localizers"] == record["localizers"]

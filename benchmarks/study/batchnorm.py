@@ -2,7 +2,7 @@
 
 import tempfile
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from study.plan import BATCHNORM, BatchNormPlan
 from study.widths import observed_ranges, quantized
 from toolchain.artifacts import writing
 from toolchain.calibration import CalibrationSource, noise
-from toolchain.data.dataset import DataSet
 from toolchain.data.decoding import decoded_chunks
 from toolchain.data.sources import open_data
 from toolchain.preprocessing import Preprocessing, imagenet
@@ -76,13 +75,12 @@ class _Subject:
         self._room, self._device = study.room / "efficientnet-lite0", study.device
         self._window = Preprocessing(efficientnet.SIZE, imagenet(efficientnet.SIZE).resize, mean, std)
         self._teacher = Teacher(network, efficientnet.CLASSES, efficientnet.SIZE, mean, std)
+        self._training = cache(partial(open_data, data, "train", self._window))
         self._float = self._room / "model.onnx"
         if not self._float.exists():
             graph = onnx_from_torch(network, image_size=efficientnet.SIZE, metadata={}, output_names=("logits",))
             with writing(self._float) as temporary:
                 write_onnx(graph, temporary)
-        self._images: NDArray[np.float32] | None = None
-        self._reference: NDArray[np.float32] | None = None
 
     def synthetic(self, seed: int) -> ImageSet:
         """Images of zero-shot FDDA."""
@@ -100,27 +98,24 @@ class _Subject:
         found = self.synthetic(seed)
         return found.source(), found.seconds
 
-    @cached_property
-    def _training(self) -> DataSet:
-        return open_data(self._data, "train", self._window)
-
     def quality(self, source: CalibrationSource) -> dict[str, Any]:
         """Of the network, calibrated with these images, at each width; and the ranges that they give."""
-        images, reference = self._against()
         with tempfile.TemporaryDirectory() as name:
             files = quantized(self._float, source, Path(name), self._plan.widths, efficientnet.STATED)
-            logits = {width.name: _logits(path, images) for width, path in files.items()}
-        figures = {width: _agreement(found, reference) for width, found in logits.items()}
+            logits = {width.name: _logits(path, self._images) for width, path in files.items()}
+        figures = {width: _agreement(found, self._reference) for width, found in logits.items()}
         return {"widths": figures, "amax": observed_ranges(self._float, source, self._window)}
 
-    def _against(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Held-out photographs, normalized, and FP32's logits."""
-        if self._images is None or self._reference is None:
-            data = open_data(self._data, "test", self._window, self._plan.test_images)
-            pixels = [sample.image for chunk in decoded_chunks(data) for sample in chunk]
-            self._images = self._window.normalize(np.stack(pixels))
-            self._reference = _logits(self._float, self._images)
-        return self._images, self._reference
+    @cached_property
+    def _images(self) -> NDArray[np.float32]:
+        """Held-out photographs, normalized."""
+        data = open_data(self._data, "test", self._window, self._plan.test_images)
+        return self._window.normalize(np.stack([sample.image for chunk in decoded_chunks(data) for sample in chunk]))
+
+    @cached_property
+    def _reference(self) -> NDArray[np.float32]:
+        """FP32's logits."""
+        return _logits(self._float, self._images)
 
 
 def _logits(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -59,16 +59,21 @@ def made(folder: Path, name: str, method: Method, teacher: Teacher, *, count: in
     return _kept(folder, f"{name}-{count}-seed{seed}", make)
 
 
-def drawn(folder: Path, name: str, data: DataSet, count: int, seed: int) -> ImageSet:
-    """Images of a data set, each at most once."""
-    rows = np.random.default_rng(seed).permutation(len(data))[:count]
-    return _kept(folder, f"{name}-{count}-seed{seed}", lambda: _taken(data, rows.tolist()))
+def drawn(folder: Path, name: str, opened: Callable[[], DataSet], count: int, seed: int) -> ImageSet:
+    """Images of a data set, each at most once; it is not `opened` where they are kept already."""
+
+    def make() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        data = opened()
+        return _taken(data, np.random.default_rng(seed).permutation(len(data))[:count].tolist())
+
+    return _kept(folder, f"{name}-{count}-seed{seed}", make)
 
 
-def drawn_of_each_class(folder: Path, name: str, data: DataSet, each: int, seed: int) -> ImageSet:
+def drawn_of_each_class(folder: Path, name: str, opened: Callable[[], DataSet], each: int, seed: int) -> ImageSet:
     """`each` images of every class of a data set: what class centers could be made of at the least."""
 
     def make() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        data = opened()
         wanted = dict.fromkeys(range(len(data.class_names)), each)
         rows = []
         for row in np.random.default_rng(seed).permutation(len(data)).tolist():

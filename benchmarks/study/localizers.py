@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from toolchain import stages
 from toolchain.artifacts import sha256_of, sidecar_of
 from toolchain.boxes import box_from_map, iou
 from toolchain.calibration import CalibrationSource, Stated, noise
-from toolchain.data.dataset import DataSet
 from toolchain.data.decoding import decoded_chunks
 from toolchain.data.sources import open_data
 from toolchain.evaluation import Outputs, evaluate, output_error
@@ -92,7 +91,7 @@ def measured(plan: LocalizerPlan, study: Study) -> dict[str, Any]:
 
 
 class _Subject:
-    """A localizer under study, with what is needed once for all arms."""
+    """A localizer under study; what all arms need is made once, and not at all where the ledger has all figures."""
 
     def __init__(self, plan: LocalizerPlan, study: Study) -> None:
         self._plan, self._device = plan, study.device
@@ -100,10 +99,9 @@ class _Subject:
         self._room = study.room / f"{plan.name}-{sha256_of(plan.model)[:8]}"
         self._room.mkdir(parents=True, exist_ok=True)
         self._card = checkpoint.card_of(plan.model)
+        self._training = cache(partial(open_data, plan.data, "train", self._card.preprocessing))
         self._float = self._room / "model.onnx"
         stages.float_onnx(plan.model, self._float)
-        self._held_out: HeldOut | None = None
-        self._reference: Outputs | None = None
 
     @property
     def name(self) -> str:
@@ -112,8 +110,7 @@ class _Subject:
 
     def float_accuracy(self) -> dict[str, Any]:
         """Of FP32."""
-        _, reference = self._against()
-        return _kept(asdict(evaluate(reference, self._card.tau)))
+        return _kept(asdict(evaluate(self._reference, self._card.tau)))
 
     def source(self, arm: str, seed: int) -> tuple[CalibrationSource, float | None]:
         """The images of an arm, and the seconds that making them took; None: nobody made them."""
@@ -140,11 +137,10 @@ class _Subject:
 
     def quality(self, source: CalibrationSource) -> dict[str, Any]:
         """Of the model, calibrated with these images, at each width; and the ranges that they give."""
-        held, reference = self._against()
         with tempfile.TemporaryDirectory() as name:
             files = quantized(self._float, source, Path(name), self._plan.widths, Stated())
-            outputs = {width.name: held.outputs(path) for width, path in files.items()}
-        figures = {width: self._figures(found, reference) for width, found in outputs.items()}
+            outputs = {width.name: self._held_out.outputs(path) for width, path in files.items()}
+        figures = {width: self._figures(found, self._reference) for width, found in outputs.items()}
         return {"widths": figures, "amax": observed_ranges(self._float, source, self._card.preprocessing)}
 
     def _figures(self, found: Outputs, reference: Outputs) -> dict[str, Any]:
@@ -154,17 +150,14 @@ class _Subject:
         error = asdict(output_error(found, reference, tau))
         return {**_kept(asdict(evaluate(found, tau))), **error, "box_iou": 100 * float(np.mean(overlap))}
 
-    def _against(self) -> tuple[HeldOut, Outputs]:
-        """Held-out images and FP32's outputs: not looked at where the ledger has everything."""
-        if self._held_out is None or self._reference is None:
-            self._held_out = held_out(self._plan.data, self._card.preprocessing, self._plan.test_images)
-            self._reference = self._held_out.outputs(self._float)
-        return self._held_out, self._reference
+    @cached_property
+    def _held_out(self) -> HeldOut:
+        return held_out(self._plan.data, self._card.preprocessing, self._plan.test_images)
 
     @cached_property
-    def _training(self) -> DataSet:
-        """The training images; opened once, for that takes seconds."""
-        return open_data(self._plan.data, "train", self._card.preprocessing)
+    def _reference(self) -> Outputs:
+        """Of FP32."""
+        return self._held_out.outputs(self._float)
 
     def _network(self, arm: str) -> tuple[KnownTeacher, str]:
         """What images of a synthetic arm are made for, and by which method."""

@@ -3,7 +3,7 @@
 Seconds are unit costs on two idle cores (AMD EPYC with AVX-512 VNNI), for the estimate alone.
 """
 
-from pathlib import Path
+from photographs import Photographs
 
 from study.arms import GUIDE, PSAQ, TOKEN
 from study.plan import (
@@ -22,12 +22,7 @@ from toolchain.pipeline import BUNDLED
 SHAPES = "shapes"
 
 
-def photographs_in(folder: Path) -> str:
-    """The data set of `make photos`, as for `--data`."""
-    return f"cub:{folder / 'CUB_200_2011'}"
-
-
-def full(photos: Path) -> Plan:
+def full(photos: Photographs) -> Plan:
     """Five seeds; on photographs fewer steps and images than the presets have, for two hours to be enough."""
     bundled = LocalizerPlan(
         BUNDLED_NAME,
@@ -48,8 +43,8 @@ def full(photos: Path) -> Plan:
     )
     photographs = LocalizerPlan(
         PHOTOGRAPHS,
-        photos / "finetuned.safetensors",
-        photographs_in(photos),
+        photos.localizer,
+        photos.data,
         test_images=200,
         images=32,
         seeds=5,

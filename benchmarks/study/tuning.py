@@ -8,7 +8,7 @@ images of the first seed: one rate for all would decide the comparison, for what
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from study.arms import ALIGNED, CENTERED, REAL, UNTUNED, ZERO_SHOT
 from study.images import made
 from study.ledger import Study
 from study.plan import FINE_TUNING, FineTuningPlan
-from study.residual import SIZE, WINDOW, logits_of, shapes_at_half_size, trained
+from study.residual import SIZE, WINDOW, ResNet20, logits_of, shapes_at_half_size, trained
 from toolchain.errors import TrainingError
 from toolchain.finetuning.construction import student_from_float
 from toolchain.finetuning.images import Images
@@ -78,17 +78,40 @@ def _choice(
 
 
 class _Subject:
-    """The trained network, its data and its statistics."""
+    """The trained network, its data and its statistics: each made where a figure is missing."""
 
     def __init__(self, plan: FineTuningPlan, study: Study) -> None:
         self._plan, self._device = plan, study.device
         self._room = study.room / f"resnet20-{plan.train_images}-images-{plan.train_epochs}-epochs"
-        self._train = shapes_at_half_size("train", plan.train_images)
-        self._test = shapes_at_half_size("test", plan.test_images)
-        self._network = trained(self._room / "resnet20.safetensors", self._train, plan.train_epochs, study.device)
-        classes = self._network.fc.out_features
-        self._teacher = Teacher(self._network, classes, SIZE, WINDOW.mean, WINDOW.std)
-        self._alignment = self._aligned()
+
+    @cached_property
+    def _train(self) -> Images:
+        return shapes_at_half_size("train", self._plan.train_images)
+
+    @cached_property
+    def _validation(self) -> Images:
+        return shapes_at_half_size("val", self._plan.validation_images)
+
+    @cached_property
+    def _test(self) -> Images:
+        return shapes_at_half_size("test", self._plan.test_images)
+
+    @cached_property
+    def _network(self) -> ResNet20:
+        return trained(self._room / "resnet20.safetensors", self._train, self._plan.train_epochs, self._device)
+
+    @cached_property
+    def _teacher(self) -> Teacher:
+        return Teacher(self._network, self._network.fc.out_features, SIZE, WINDOW.mean, WINDOW.std)
+
+    @cached_property
+    def _alignment(self) -> Alignment:
+        view = batchnorm_view(self._network)
+        assert self._train.labels is not None
+        pairs = list(zip(self._train.pixels.split(100), self._train.labels.split(100), strict=True))
+        layers = deep_layers(view.layers)
+        found = collect(self._teacher, view, pairs, min_images=MIN_IMAGES, chosen=lambda separation: layers)
+        return batchnorm_alignment(self._network, found)
 
     @property
     def name(self) -> str:
@@ -101,9 +124,8 @@ class _Subject:
 
     def validated(self, arm: str, rate: float) -> dict[str, Any]:
         """On validation images, tuned at this learning rate; None: it diverged."""
-        images = shapes_at_half_size("val", self._plan.validation_images)
         try:
-            return {"top1": self._tuned(self._images(arm, 0), rate, 0, images)}
+            return {"top1": self._tuned(self._images(arm, 0), rate, 0, self._validation)}
         except TrainingError:
             return {"top1": None}
 
@@ -134,14 +156,6 @@ class _Subject:
         name = f"{list(WEIGHTS).index(arm)}-{much.steps}-steps"
         found = made(self._room, name, Fdda(config, self._alignment), self._teacher, count=much.count, seed=seed)
         return found.tensors(WINDOW)
-
-    def _aligned(self) -> Alignment:
-        view = batchnorm_view(self._network)
-        assert self._train.labels is not None
-        pairs = list(zip(self._train.pixels.split(100), self._train.labels.split(100), strict=True))
-        layers = deep_layers(view.layers)
-        found = collect(self._teacher, view, pairs, min_images=MIN_IMAGES, chosen=lambda separation: layers)
-        return batchnorm_alignment(self._network, found)
 
 
 def _or_least(top1: float | None) -> float:

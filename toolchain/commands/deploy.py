@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from toolchain.commands import terminal
-from toolchain.commands.answers import fields, print_json
+from toolchain.commands.answers import fields, print_json, say_aside
 from toolchain.commands.options import (
     PATH,
     data_option,
@@ -90,4 +90,4 @@ def deploy(
 
 
 def _say_stage(stage: Stage) -> None:
-    click.echo(f"{stage.name:<44} {'reused' if stage.reused else f'{stage.seconds:.1f} s'}", err=True)
+    say_aside(f"{stage.name:<44} {'reused' if stage.reused else f'{stage.seconds:.1f} s'}")

@@ -11,6 +11,7 @@ from toolchain.commands import terminal
 from toolchain.commands.answers import print_json, say_aside, say_made, selected
 from toolchain.commands.options import (
     PATH,
+    input_stated,
     json_option,
     method_option,
     output_option,
@@ -144,7 +145,7 @@ def quantize(
                 keep_float=keep_float,
                 equalize=equalize,
                 attention=attention,
-                stated=calibration.Stated(mean, std, image_size),
+                stated=input_stated(mean, std, image_size),
                 implicit=cache is not None,
                 progress=step("observe ranges"),
             )

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from toolchain.commands import terminal
-from toolchain.commands.answers import print_json, say_made, selected
+from toolchain.commands.answers import print_json, say_aside, say_made, selected
 from toolchain.commands.options import PATH, guide_options, input_stated, json_option, output_option, seed_option
 
 
@@ -64,7 +64,7 @@ def synthesize(
         print_json({"path": str(output), "reused": made.reused, **kept})
         return
     for sentence in facts["missing"]:
-        click.echo(f"Warning: {sentence}", err=True)
+        say_aside(f"Warning: {sentence}")
     if facts["agreement"] is not None:
         click.echo(f"The model agrees with {facts['agreement']:.0%} of the labels.")
     say_made(made)

@@ -30,12 +30,11 @@ from exporters.torch_export import INPUT, evaluating
 from toolchain.errors import ModelError, UsageError
 from toolchain.finetuning.layers import BatchNorm, Product, QuantizedLayer
 from toolchain.finetuning.quantizers import ActivationQuantizer
+from toolchain.finetuning.student import Bits, Form, Student, numpy_of, torch_weight
 from toolchain.quantization import equalized_of, placement_of
 
 if TYPE_CHECKING:
     import onnx
-
-from toolchain.finetuning.student import Bits, Form, Student, numpy_of, torch_weight
 
 
 @dataclass(frozen=True)
