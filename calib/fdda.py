@@ -64,6 +64,8 @@ class FddaConfig:
         steps: optimizer steps.
         batch: images per step of random labels, and as many of one class.
         apart: the generator normalizes the two batches apart, as published, and not as one.
+        bf16: compute in bfloat16 where torch's autocast deems it safe; losses, weights and the images that are drawn
+            stay float32.
         learning_rate: of Adam.
         betas: of Adam.
         decay_at: shares of the training after which the learning rate is multiplied by `decay`.
@@ -77,6 +79,7 @@ class FddaConfig:
     steps: int
     batch: int
     apart: bool
+    bf16: bool
     learning_rate: float
     betas: tuple[float, float]
     decay_at: tuple[float, ...]
@@ -97,6 +100,7 @@ PAPER = FddaConfig(
     steps=400 * 200,
     batch=16,
     apart=True,
+    bf16=False,
     learning_rate=1e-3,
     betas=(0.5, 0.999),
     decay_at=(0.25, 0.5, 0.75),
@@ -109,6 +113,7 @@ FAST = FddaConfig(
     steps=150,
     batch=8,
     apart=False,
+    bf16=True,
     learning_rate=1e-2,
     betas=(0.5, 0.999),
     decay_at=(0.7, 0.9),
@@ -196,12 +201,14 @@ class _Training:
         mixed = torch.randint(self._teacher.num_classes, (batch,), generator=self._random)
         single = self._singles[int(torch.randint(len(self._singles), (1,), generator=self._random))]
         labels = torch.cat([mixed, torch.full((batch,), single)]).to(self._teacher.device)
-        images = self._generated(self._noise(2 * batch), labels)
-        entropy = F.cross_entropy(self._teacher.logits(images), labels, reduction="none")
+        with torch.autocast(self._teacher.device.type, torch.bfloat16, enabled=self._config.bf16):
+            images = self._generated(self._noise(2 * batch), labels)
+            logits = self._teacher.logits(images)
+        entropy = F.cross_entropy(logits.float(), labels, reduction="none")
         terms = {"random_class": entropy[:batch].mean(), "single_class": entropy[batch:].mean()}
         if self._alignment is None:
             return terms | {"total_variation": total_variation(images)}
-        seen = self._observation.take()
+        seen = [positions.float() for positions in self._observation.take()]
         halves = [layer[:batch] for layer in seen], [layer[batch:] for layer in seen]
         return terms | self._alignment.losses(*halves, single, self._random)
 
