@@ -8,13 +8,15 @@ Four experiments (`benchmarks/study/`): localizers in INT8 and at six bits, cali
 EfficientNet-Lite0, which the first run installs into the working folder and nowhere else; a ResNet-20 trained here and
 fine-tuned at four bits; seconds to a set of images. `-o` gets the record (`study.json`), the tables (`study.md`), plots
 and a picture, all made from the record but the picture. Every figure is kept in `--work` as soon as it is there, so a
-study that was killed goes on, and `--parts` measures some of it now; the whole of it is written by a run without.
-Two hours on two cores; `--quick` ten minutes.
+study that was killed goes on. `--parts` measures some parts now and takes the others over from the record that stands
+in `-o`; the record says which code each part was measured with. Two hours on two cores; `--quick` ten minutes.
 """
 
 import argparse
+import json
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from record import written
 from study import batchnorm, efficientnet, localizers, plots, speed, tuning
 from study.arms import NOISE, REAL
 from study.ledger import Study, study_in
+from study.merging import completed
 from study.plan import BATCHNORM, FINE_TUNING, PARTS, PHOTOGRAPHS, SPEED, Plan
 from study.plans import full, least, quick
 from study.report import report
@@ -34,6 +37,8 @@ from torch import nn
 from toolchain.artifacts import writing
 from toolchain.errors import LctrError
 
+RECORD = "study.json"
+PICTURE = "{}-images.jpeg"
 SHOWN = 6
 """Images of each arm in the picture."""
 
@@ -72,8 +77,18 @@ def _study(options: argparse.Namespace) -> None:
     found = _measured(plan, network, photos.data, study)
     head = {"plan": name, "device": options.device, "threads": torch.get_num_threads(), "missing": missing}
     spent = {"this_run": time.perf_counter() - start, "measurements": study.ledger.seconds}
-    record = with_summary({**head, "seconds": spent, **found})
+    standing = _standing(options.output, head) if set(options.parts) != set(PARTS) else {}
+    code = dict.fromkeys(plan.seconds, study.code)
+    record = with_summary({**head, "seconds": spent, **completed({**found, "code": code}, standing)})
     _write(record, plan, study, options.output)
+
+
+def _standing(folder: Path, head: Mapping[str, Any]) -> dict[str, Any]:
+    """The record in a folder, if it is of the same plan and device; empty where there is none."""
+    path = folder / RECORD
+    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    same = all(record.get(key) == head[key] for key in ("plan", "device"))
+    return record if same else {}
 
 
 def _possible(plan: Plan, photos: Photographs, work: Path) -> tuple[Plan, nn.Module | None, list[str]]:
@@ -118,10 +133,11 @@ def _write(record: dict[str, Any], plan: Plan, study: Study, folder: Path) -> No
         names.append("fine-tuning.png")
         plots.tuning_plot(record[FINE_TUNING], folder / names[-1])
     for localizer in plan.localizers:
-        names.append(f"{localizer.name}-images.jpeg")
         images = localizers.pictures(localizer, study, SHOWN)
-        plots.picture({arm: images[arm] for arm in (REAL, *localizer.routes, NOISE)}, folder / names[-1])
-    written(record, folder / "study.json")
+        shown = {arm: images[arm] for arm in (REAL, *localizer.routes, NOISE)}
+        plots.picture(shown, folder / PICTURE.format(localizer.name))
+    names += [PICTURE.format(localizer["name"]) for localizer in record["localizers"]]
+    written(record, folder / RECORD)
     text = report(record, names)
     with writing(folder / "study.md") as temporary:
         temporary.write_text(text)

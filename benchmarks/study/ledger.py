@@ -53,14 +53,17 @@ class Study:
         room: folder of images and files; of one plan, code and device.
         ledger: of what was measured.
         device: `cpu` or `cuda`; quantized models run on the CPU in any case.
+        code: version of all code that a figure depends on.
     """
 
     room: Path
     ledger: Ledger
     device: str
+    code: str
 
 
 def study_in(work: Path, plan: str, device: str) -> Study:
     """The study of this very plan, code and device: figures of others are not taken for its own."""
-    room = work / f"{plan}-{device}-{code_version(*CODE)[:12]}"
-    return Study(room, Ledger(room / "ledger.json"), device)
+    code = code_version(*CODE)[:12]
+    room = work / f"{plan}-{device}-{code}"
+    return Study(room, Ledger(room / "ledger.json"), device, code)

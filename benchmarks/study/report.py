@@ -79,6 +79,10 @@ def _preamble(record: Mapping[str, Any]) -> str:
         "the first and the last product and the image at 8 bits.",
     ]
     lines += [f"- Left out: {reason}" for reason in record["missing"]]
+    versions = record["code"]
+    if len(set(versions.values())) > 1:
+        told = ", ".join(f"{part} {version}" for part, version in versions.items())
+        lines.append(f"- Parts were measured with different versions of the code: {told}.")
     return "\n".join(lines)
 
 
