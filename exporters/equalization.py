@@ -146,7 +146,7 @@ def exponents_of(linears: Linears, amax: NDArray[np.floating], alpha: float = AL
     top = math.log2(float(np.finfo(linears.dtype.name).max))
     largest = np.minimum(np.floor(top - np.log2(w[alive])), LARGEST_EXPONENT)
     exponents = np.zeros(x.size, np.int64)
-    exponents[alive] = np.clip(wanted, 0, np.maximum(largest, 0))
+    exponents[alive] = np.clip(wanted, 0, largest)
     return tuple(exponents.tolist())
 
 

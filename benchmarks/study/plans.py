@@ -49,7 +49,7 @@ def full(photos: Photographs) -> Plan:
         images=32,
         seeds=5,
         routes={
-            PSAQ: Synthesis(count=16, steps=30, step_seconds=3.7),
+            PSAQ: Synthesis(count=16, steps=30, step_seconds=3.0),
             GUIDE: Synthesis(count=64, steps=80, step_seconds=0.8),
             TOKEN: Synthesis(count=64, steps=80, step_seconds=1.8),
         },
