@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from calib.batchnorm import batchnorm_view, running_moments
 from calib.losses import bns_loss, centralized_loss, distorted_loss
-from calib.moments import Moments, batch_moments, relative_to, scale_of
+from calib.moments import Moments, batch_moments, image_moments, relative_to, scale_of
 from calib.observation import View
 from calib.statistics import Statistics
 from toolchain.errors import ModelError
@@ -81,7 +81,7 @@ class Alignment:
             noise: source of L_D's noise.
         """
         seen = [layer.compared(batch_moments(p)) for layer, p in zip(self.layers, random_class, strict=True)]
-        losses = {"bns": bns_loss(seen, [layer.compared(layer.reference) for layer in self.layers])}
+        losses = {"bns": bns_loss(seen, self._references)}
         if label in self.classes:
             row = self.classes.index(label)
             pairs = [(layer, p) for layer, p in zip(self.layers, single_class, strict=True) if layer.by_class]
@@ -91,6 +91,21 @@ class Alignment:
             losses["distorted"] = distorted_loss(seen, centers, spreads, noise)
             losses["centralized"] = centralized_loss(seen, centers)
         return losses
+
+    def distances(self, images: Sequence[Tensor]) -> Tensor:
+        """L_BNS of each image alone, (B,): how far its moments are from those of all real images.
+
+        Args:
+            images: per layer, vectors (B, N, D).
+        """
+        return bns_loss(
+            [layer.compared(image_moments(p)) for layer, p in zip(self.layers, images, strict=True)], self._references
+        )
+
+    @property
+    def _references(self) -> list[Moments]:
+        """Targets of L_BNS, in the units of the losses."""
+        return [layer.compared(layer.reference) for layer in self.layers]
 
     def deviation_ratio(self, moments: Sequence[Moments]) -> dict[str, float]:
         """Per layer, the standard deviation of `moments` over the real one: the median over channels."""

@@ -4,16 +4,20 @@ The generator is trained on (arXiv:2109.04186; spec/fdda.md)
 
     L = 0.5 CE(random labels) + 0.2 L_BNS + 0.9 L_D + 0.01 L_C + 0.5 CE(one class)
 
-L_BNS on the batch of random labels, L_D and L_C on the batch of one class, which is drawn among those that have a
-center and that the network recognizes. Without class statistics L_BNS and cross-entropy remain, without any
-cross-entropy and total variation.
+L_BNS on the batch of random labels, L_D and L_C on the batch of one class: those that have a center and that the
+network recognizes take turns, in an order drawn anew each time. Without class statistics L_BNS and cross-entropy
+remain, without any cross-entropy and total variation.
 
 `PAPER` has the published constants. `FAST` is for calibration in minutes: a few hundred steps need a learning rate of
-1e-2, where 1e-3 is for 80,000, and 1.0 as the factor of L_BNS is a choice made on one small transformer.
+1e-2, where 1e-3 is for 80,000, and 1.0 as the factor of L_BNS is a choice made on one small transformer. After so few
+steps some images are far from anything real, most of them of a few classes, and one alone makes a range too wide for
+all: so four are drawn for each that is kept, and the farther half, by L_BNS of the image alone, is out. SNR of
+lctr-small's logits on 64 validation photographs, calibrated on 120 images: 23.3 dB without candidates, 23.7 with the
+nearest of each class, 24.4 as `nearest` chooses; on 32 real images 24.4.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +76,7 @@ class FddaConfig:
         decay: factor.
         harvests: points, evenly spaced over the second half of the training, at which images are drawn. A generator
             of one moment is narrower than the same generator at several.
+        candidates: drawn for each image that is kept (`nearest`); 1 where there is nothing to tell them apart by.
         weights: of the losses.
         generator: sizes.
     """
@@ -85,12 +90,13 @@ class FddaConfig:
     decay_at: tuple[float, ...]
     decay: float
     harvests: int
+    candidates: int
     weights: LossWeights
     generator: GeneratorConfig
 
     def __post_init__(self) -> None:
-        for name, value in (("steps", self.steps), ("harvests", self.harvests)):
-            if value < 1:
+        for name in ("steps", "harvests", "candidates"):
+            if (value := getattr(self, name)) < 1:
                 raise UsageError(f"{name} is {value}: give at least 1.")
         if self.batch < 2:
             raise UsageError(f"batch is {self.batch}, but BatchNorm in the generator compares images: give at least 2.")
@@ -106,6 +112,7 @@ PAPER = FddaConfig(
     decay_at=(0.25, 0.5, 0.75),
     decay=0.1,
     harvests=1,
+    candidates=1,
     weights=LossWeights(),
     generator=generator.PAPER,
 )
@@ -119,6 +126,7 @@ FAST = FddaConfig(
     decay_at=(0.7, 0.9),
     decay=0.3,
     harvests=4,
+    candidates=4,
     weights=LossWeights(bns=1.0),
     generator=generator.FAST,
 )
@@ -136,7 +144,6 @@ class Fdda:
 
     config: FddaConfig
     alignment: Alignment | None = None
-    labelled = True
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -144,7 +151,7 @@ class Fdda:
         return self.alignment.missing if self.alignment else (UNALIGNED,)
 
     def draw(self, teacher: Teacher, labels: Tensor, random: torch.Generator, progress: Progress) -> Drawn:
-        """Train a generator, and draw one image for each label (count,) on the way."""
+        """Train a generator, and draw images for the labels (count,) on the way; see `nearest`."""
         view = self.alignment.view if self.alignment else NOTHING
         with observing(teacher.model, view) as observation:
             return _Training(self, teacher, observation, random).run(labels, progress)
@@ -164,16 +171,20 @@ class _Training:
         self._optimizer = torch.optim.Adam(self._generator.parameters(), config.learning_rate, config.betas)
         milestones = [round(share * config.steps) for share in config.decay_at]
         self._schedule = torch.optim.lr_scheduler.MultiStepLR(self._optimizer, milestones, config.decay)
-        # A batch of one class is drawn among those that there is something to align it with.
+        # A batch of one class is of those that there is something to align it with.
         guided = self._alignment.classes if self._alignment else ()
         self._singles = guided or tuple(range(teacher.num_classes))
+        self._turns: list[int] = []
 
     def run(self, labels: Tensor, progress: Progress) -> Drawn:
-        """All steps, and the images drawn after some of them."""
+        """All steps, and the best of the images drawn after some of them."""
         steps, harvests = self._config.steps, self._config.harvests
         harvest_after = [math.ceil(steps * (0.5 + 0.5 * (h + 1) / harvests)) for h in range(harvests)]
-        shares = list(torch.tensor_split(labels, harvests))
+        candidates = self._config.candidates if self._alignment else 1
+        shares = [share.repeat(candidates) for share in torch.tensor_split(labels, harvests)]
+        offered = torch.cat(shares)
         images: list[NDArray[np.uint8]] = []
+        distances: list[Tensor] = []
         curve: list[dict[str, float]] = []
         for step in range(1, steps + 1):
             curve.append(self._step())
@@ -182,9 +193,12 @@ class _Training:
                 raise TrainingError(f"the generator's loss is {total} at step {step}: lower the learning rate.")
             while harvest_after and harvest_after[0] == step:
                 del harvest_after[0]
-                images += self._harvest(shares.pop(0))
+                for drawn, distance in self._harvest(shares.pop(0)):
+                    images.append(drawn)
+                    distances.append(distance)
             progress(step, steps, f"loss {total:.3f}")
-        return Drawn(np.concatenate(images), by_term(curve))
+        kept = nearest(offered.numpy(), torch.cat(distances).numpy(), labels.numpy())
+        return Drawn(np.concatenate(images)[kept], offered.numpy()[kept], by_term(curve))
 
     def _step(self) -> dict[str, float]:
         terms = self._terms()
@@ -199,9 +213,9 @@ class _Training:
         """The losses of one new pair of batches."""
         batch = self._config.batch
         mixed = torch.randint(self._teacher.num_classes, (batch,), generator=self._random)
-        single = self._singles[int(torch.randint(len(self._singles), (1,), generator=self._random))]
+        single = self._next_class()
         labels = torch.cat([mixed, torch.full((batch,), single)]).to(self._teacher.device)
-        with torch.autocast(self._teacher.device.type, torch.bfloat16, enabled=self._config.bf16):
+        with self._autocast():
             images = self._generated(self._noise(2 * batch), labels)
             logits = self._teacher.logits(images)
         entropy = F.cross_entropy(logits.float(), labels, reduction="none")
@@ -217,20 +231,63 @@ class _Training:
         parts = 2 if self._config.apart else 1
         return torch.cat([self._generator(*part) for part in zip(z.chunk(parts), labels.chunk(parts), strict=True)])
 
+    def _next_class(self) -> int:
+        # In turns: of 40 classes and 150 steps, chance would leave four with a single step or none.
+        if not self._turns:
+            self._turns = torch.randperm(len(self._singles), generator=self._random).tolist()
+        return self._singles[self._turns.pop()]
+
     @torch.no_grad()
-    def _harvest(self, labels: Tensor) -> list[NDArray[np.uint8]]:
-        """One image per label. In whole batches, as in training: the generator's BatchNorm sees the batch."""
-        drawn: list[NDArray[np.uint8]] = []
+    def _harvest(self, labels: Tensor) -> Iterator[tuple[NDArray[np.uint8], Tensor]]:
+        """One image per label, and the distance of each: parts of both.
+
+        In whole batches, as in training: the generator's BatchNorm sees the batch.
+        """
         batch = self._config.batch * (1 if self._config.apart else 2)
         for start in range(0, len(labels), batch):
             part = labels[start : start + batch]
             # A short batch is filled up with its own labels, and the surplus thrown away.
             filled = part[torch.arange(batch) % len(part)].to(self._teacher.device)
-            drawn.append(self._teacher.pixels(self._generator(self._noise(batch), filled)[: len(part)]))
-        return drawn
+            images = self._generator(self._noise(batch), filled)[: len(part)]
+            yield self._teacher.pixels(images), self._distances(images)
+
+    def _distances(self, images: Tensor) -> Tensor:
+        """How far each image is from real ones; 0 where nobody knows or asks."""
+        if self._alignment is None or self._config.candidates == 1:
+            return torch.zeros(len(images))
+        with self._autocast():
+            self._teacher.logits(images)
+        return self._alignment.distances([positions.float() for positions in self._observation.take()]).cpu()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._teacher.device.type, torch.bfloat16, enabled=self._config.bf16)
 
     def _noise(self, count: int) -> Tensor:
         return torch.randn(count, self._config.generator.latent, generator=self._random).to(self._teacher.device)
+
+
+def nearest(labels: NDArray[np.int64], distances: NDArray[np.float32], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Candidates to keep, as many as labels are wanted.
+
+    Those in the farther half are out. Of the others each class has as many as are wanted of it, the nearest first;
+    where it has too few, the nearest of other classes stand in.
+
+    Args:
+        labels: of the candidates, (M,).
+        distances: of the candidates, (M,).
+        wanted: labels (N,), N <= M.
+
+    Returns:
+        indices of candidates, ascending, (N,).
+    """
+    near = np.argsort(distances, kind="stable")[: max(len(wanted), len(labels) // 2)]
+    of = labels[near]
+    by_label = np.argsort(of, kind="stable")
+    turn = np.empty(len(near), np.int64)
+    # A candidate's place among those of its label.
+    turn[by_label] = np.arange(len(near)) - np.searchsorted(of[by_label], of[by_label])
+    even = turn < (wanted[:, None] == of).sum(0)
+    return np.sort(np.concatenate([near[even], near[~even]])[: len(wanted)])
 
 
 def by_term(curve: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ...]]:

@@ -9,7 +9,6 @@ which a BatchNorm network gets for free from its preceding layers.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from calib.moments import Moments
@@ -19,8 +18,11 @@ def bns_loss(observed: Sequence[Moments], targets: Sequence[Moments]) -> Tensor:
     """`L_BNS = 1/L sum_l MSE(m_l, mean_l) + MSE(s_l, variance_l)` over all layers.
 
     Args:
-        observed: moments of the generated batch, (D_l,) per layer.
-        targets: global moments, likewise.
+        observed: moments of the generated batch, (D_l,) per layer; or of each image of it, (B, D_l).
+        targets: global moments, (D_l,) per layer.
+
+    Returns:
+        one number, or one for each image, (B,).
 
     Raises:
         ValueError: the sequences differ in length, or are empty.
@@ -28,9 +30,10 @@ def bns_loss(observed: Sequence[Moments], targets: Sequence[Moments]) -> Tensor:
     if not targets:
         raise ValueError("no layer to compare: the sequences are empty")
     per_layer = [
-        F.mse_loss(o.mean, t.mean) + F.mse_loss(o.variance, t.variance) for o, t in zip(observed, targets, strict=True)
+        (o.mean - t.mean).square().mean(-1) + (o.variance - t.variance).square().mean(-1)
+        for o, t in zip(observed, targets, strict=True)
     ]
-    return torch.stack(per_layer).mean()
+    return torch.stack(per_layer).mean(0)
 
 
 def centralized_loss(observed: Sequence[Moments], centers: Sequence[Moments]) -> Tensor:

@@ -19,7 +19,6 @@ class Noise:
     """
 
     alignment: Alignment | None = None
-    labelled = False
     missing = ("noise: neither network nor statistics have a part in these images",)
 
     def draw(self, teacher: Teacher, labels: Tensor, random: torch.Generator, progress: Progress) -> Drawn:
@@ -27,4 +26,4 @@ class Noise:
         size = teacher.image_size
         images = teacher.pixels(torch.randn(len(labels), 3, size, size, generator=random).to(teacher.device))
         progress(len(labels), len(labels))
-        return Drawn(images)
+        return Drawn(images, None)

@@ -85,7 +85,6 @@ class PatchSimilarity:
     config: PatchSimilarityConfig
     view: View
     alignment: Alignment | None = None
-    labelled = True
     missing: tuple[str, ...] = ()
 
     def draw(self, teacher: Teacher, labels: Tensor, random: torch.Generator, progress: Progress) -> Drawn:
@@ -102,7 +101,7 @@ class PatchSimilarity:
             curves.append(curve)
         # Batches differ in nothing but their labels: their mean is the curve.
         losses = {name: tuple(np.mean([curve[name] for curve in curves], 0).tolist()) for name in curves[0]}
-        return Drawn(np.concatenate(images), losses)
+        return Drawn(np.concatenate(images), labels.numpy(), losses)
 
     def _changed(
         self, teacher: Teacher, labels: Tensor, random: torch.Generator, progress: Progress

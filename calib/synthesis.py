@@ -30,10 +30,12 @@ class Drawn:
 
     Attributes:
         images: (count, S, S, 3) uint8 RGB.
+        labels: (count,) int64, what each was made for; None: images of no class.
         losses: term -> value per step; empty where nothing was trained.
     """
 
     images: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None
     losses: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
@@ -45,19 +47,15 @@ class Method(Protocol):
         """What the images are aligned with; None: with no statistics."""
 
     @property
-    def labelled(self) -> bool:
-        """Whether an image is made for the label that it is drawn for."""
-
-    @property
     def missing(self) -> tuple[str, ...]:
         """Parts of the method that cannot be had, one sentence each."""
 
     def draw(self, teacher: Teacher, labels: Tensor, random: torch.Generator, progress: Progress) -> Drawn:
-        """One image for each of `labels` (count,).
+        """As many images as `labels` (count,).
 
         Args:
             teacher: frozen.
-            labels: classes.
+            labels: classes to make them for; a method may put a better image of another class in one's place.
             random: source of all numbers drawn, on the CPU whatever the device, so that a seed means the same
                 everywhere.
             progress: counts steps.
@@ -73,8 +71,7 @@ class SyntheticImages:
 
     Attributes:
         images: (count, S, S, 3) uint8 RGB.
-        labels: (count,) int64, the class each image was made for; classes differ by one image at most. None where the
-            method makes images of no class.
+        labels: (count,) int64, the class each image was made for; None where the method makes images of no class.
         losses: term -> value per step.
         agreement: share of the images that the teacher classifies as their label; None without labels.
         deviation_ratio: layer -> standard deviation of what is seen there, synthetic over real, median over channels:
@@ -93,7 +90,7 @@ class SyntheticImages:
 def synthesize(
     method: Method, teacher: Teacher, *, count: int, seed: int, progress: Progress = silent
 ) -> SyntheticImages:
-    """Make `count` images, evenly over the classes.
+    """Make `count` images, evenly over the classes where the method finds as good ones of all.
 
     The same arguments give the same bytes on the same machine; the global random state is left as it was.
 
@@ -119,10 +116,8 @@ def synthesize(
         labels = order[torch.arange(count) % teacher.num_classes]
         drawn = method.draw(teacher, labels, random, progress)
         predicted, ratio = _examine(teacher, drawn.images, method.alignment)
-    if not method.labelled:
-        return SyntheticImages(drawn.images, None, drawn.losses, None, ratio, method.missing)
-    agreement = float((predicted == labels).float().mean())
-    return SyntheticImages(drawn.images, labels.numpy(), drawn.losses, agreement, ratio, method.missing)
+    agreement = None if drawn.labels is None else float((predicted == drawn.labels).mean())
+    return SyntheticImages(drawn.images, drawn.labels, drawn.losses, agreement, ratio, method.missing)
 
 
 @torch.no_grad()
@@ -135,14 +130,14 @@ def _check_fit(alignment: Alignment, teacher: Teacher) -> None:
 @torch.no_grad()
 def _examine(
     teacher: Teacher, images: NDArray[np.uint8], alignment: Alignment | None
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[NDArray[np.int64], dict[str, float]]:
     """Predicted classes (count,) and deviation ratio of finished images, as they come back from a file."""
-    predicted: list[Tensor] = []
+    predicted: list[NDArray[np.int64]] = []
     seen: list[list[Moments]] = []
     with observing(teacher.model, alignment.view if alignment else NOTHING) as observation:
         for start in range(0, len(images), EXAMINED):
             logits = teacher.logits(teacher.normalized(images[start : start + EXAMINED]))
-            predicted.append(logits.argmax(1).cpu())
+            predicted.append(logits.argmax(1).cpu().numpy())
             seen.append([image_moments(positions) for positions in observation.take()])
     ratio = alignment.deviation_ratio([pooled(layer) for layer in zip(*seen, strict=True)]) if alignment else {}
-    return torch.cat(predicted), ratio
+    return np.concatenate(predicted), ratio

@@ -54,6 +54,16 @@ def test_batchnorm_inputs_are_compared_as_they_are_with_the_running_statistics()
     assert losses["distorted"].item() != 5
 
 
+def test_the_distance_of_an_image_is_its_own_bns_loss():
+    # Two images; the second has 0 and 4: mean 2, variance 4.
+    images = torch.cat([SEEN, tensor([[[0.0], [4.0]]])])
+    # In units of the deviation. The first as above: (1 + 0.5625) / 2. The second: early (2 - 0)^2 + (4 - 1)^2 = 13,
+    # late ((2 - 1)/2)^2 + (4/4 - 1)^2 = 0.25; their mean is 6.625.
+    assert of_tokens().distances([images] * 2).tolist() == [0.78125, 6.625]
+    # As they are. The first: 5, as above. The second: (4 + 9) and (2 - 1)^2 + (4 - 4)^2 = 1; their mean is 7.
+    assert of_batchnorms().distances([images] * 2).tolist() == [5, 7]
+
+
 def test_the_published_noise():
     targets = of_batchnorms().layers[1].by_class
     assert targets.spread.mean.tolist() == [[0.5]]

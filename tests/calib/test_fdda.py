@@ -3,13 +3,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_cnn import tiny_cnn
 from tiny_vit import VIEW, labelled_images, teacher
 
-from calib.alignment import batchnorm_alignment, token_alignment
+from calib.alignment import Alignment, batchnorm_alignment, token_alignment
 from calib.batchnorm import batchnorm_view, deep_layers
-from calib.fdda import FAST, PAPER, Fdda, LossWeights
+from calib.fdda import FAST, PAPER, Fdda, LossWeights, nearest
 from calib.generator import GeneratorConfig
+from calib.observation import observing
 from calib.statistics import collect
 from calib.synthesis import synthesize
 from toolchain.errors import TrainingError, UsageError
@@ -49,6 +52,8 @@ def test_the_published_constants():
     assert (PAPER.steps, PAPER.batch, PAPER.learning_rate, PAPER.betas) == (400 * 200, 16, 1e-3, (0.5, 0.999))
     assert [share * 400 for share in PAPER.decay_at] == [100, 200, 300]
     assert PAPER.decay == 0.1
+    # Every image that it draws is used.
+    assert PAPER.candidates == 1
     weights = PAPER.weights
     assert (weights.random_class, weights.bns, weights.distorted) == (0.5, 0.2, 0.9)
     assert (weights.centralized, weights.single_class) == (0.01, 0.5)
@@ -56,6 +61,57 @@ def test_the_published_constants():
 
 def test_fewer_images_than_harvests(tokens):
     assert len(make(tokens, count=2).images) == 2
+
+
+def test_the_farther_half_is_out_and_the_rest_is_kept_evenly():
+    labels, distances = np.array([1, 0, 1, 0, 1, 0, 1, 0]), np.array([3.0, 5.0, 1.0, 4.0, 2.0, 9.0, 8.0, 7.0])
+    # The nearer half: 2, 4 and 0 of class 1, then 3 of class 0. Two are wanted of class 1, one of class 0.
+    assert nearest(labels, distances, np.array([1, 0, 1])).tolist() == [2, 3, 4]
+    # Class 0 has no second one in that half: the third of class 1 stands in.
+    assert nearest(labels, distances, np.array([1, 0, 0, 1])).tolist() == [0, 2, 3, 4]
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(2, 4), st.integers(0, 99))
+def test_what_is_kept_is_near_and_as_even_as_can_be(wanted, candidates, seed):
+    random, wanted = np.random.default_rng(seed), np.array(wanted)
+    labels, distances = random.permutation(np.repeat(wanted, candidates)), random.random(candidates * len(wanted))
+    kept = nearest(labels, distances, wanted)
+    assert len({*kept.tolist()}) == len(wanted)
+    half = np.argsort(distances)[: len(labels) // 2]
+    assert {*kept.tolist()} <= {*half.tolist()}
+    for label in {*wanted.tolist()}:
+        # As many as are wanted, or all that the nearer half has.
+        assert (labels[kept] == label).sum() >= min((wanted == label).sum(), (labels[half] == label).sum())
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=12))
+def test_one_candidate_each_is_kept_as_it_is(wanted):
+    assert nearest(np.array(wanted), np.zeros(len(wanted)), np.array(wanted)).tolist() == [*range(len(wanted))]
+
+
+def test_candidates_bring_images_nearer(tokens):
+    def distance(candidates):
+        made = make(tokens, replace(QUICK, candidates=candidates), count=12)
+        known = teacher()
+        with torch.no_grad(), observing(known.model.eval(), VIEW) as observation:
+            known.logits(known.normalized(made.images))
+            return float(tokens.distances(observation.take()).mean())
+
+    assert distance(8) < distance(1)
+
+
+def test_no_candidate_is_drawn_that_nothing_could_judge():
+    assert np.array_equal(make(None).images, make(None, replace(QUICK, candidates=1)).images)
+
+
+def test_classes_take_turns(tokens, monkeypatch):
+    labels = []
+    losses = Alignment.losses
+    monkeypatch.setattr(Alignment, "losses", lambda *given: labels.append(given[3]) or losses(*given))
+    make(tokens, replace(QUICK, steps=6))
+    every = list(tokens.classes)
+    assert len(every) > 1
+    assert [sorted(labels[k : k + len(every)]) for k in range(0, 6, len(every))] == [every] * (6 // len(every))
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -100,12 +156,17 @@ def test_a_batch_of_one_class_is_of_a_class_that_has_a_center(recognizing):
     # Were class 2 drawn, its step would have no such loss, and the terms of the steps would differ.
     assert np.isfinite(made.losses["distorted"]).all()
     assert made.missing == ("1 classes without a center: left out of L_D and L_C",)
-    assert 2 in made.labels
+    assert 2 in make(alignment, replace(QUICK, candidates=1)).labels
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"steps": 0}, "steps is 0"), ({"batch": 1}, "batch is 1"), ({"harvests": 0}, "harvests is 0")],
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"batch": 1}, "batch is 1"),
+        ({"harvests": 0}, "harvests is 0"),
+        ({"candidates": 0}, "candidates is 0"),
+    ],
 )
 def test_impossible_configurations(change, message):
     with pytest.raises(UsageError, match=message):

@@ -24,6 +24,13 @@ def test_bns_loss_is_a_mean_over_layers_of_two_mean_squares():
     assert centralized_loss(observed, targets).item() == 7.25
 
 
+def test_bns_loss_of_each_image():
+    observed = [Moments(tensor([[1.0, 3.0], [0.0, 1.0]]), tensor([[2.0, 2.0], [2.0, 0.0]]))]
+    target = [Moments(tensor([0.0, 1.0]), tensor([2.0, 0.0]))]
+    # The first image: (1 + 4)/2 + (0 + 4)/2 = 4.5; the second is the target itself.
+    assert bns_loss(observed, target).tolist() == [4.5, 0.0]
+
+
 def test_layers_of_different_width_weigh_the_same():
     wide = [Moments(torch.ones(10), torch.ones(10)), Moments(torch.ones(1), torch.ones(1))]
     zero = [Moments(torch.zeros(10), torch.ones(10)), Moments(torch.ones(1), torch.ones(1))]
