@@ -80,8 +80,7 @@ class Alignment:
             label: of that class.
             noise: source of L_D's noise.
         """
-        seen = [layer.compared(batch_moments(p)) for layer, p in zip(self.layers, random_class, strict=True)]
-        losses = {"bns": bns_loss(seen, self._references)}
+        losses = {"bns": self.distance(random_class)}
         if label in self.classes:
             row = self.classes.index(label)
             pairs = [(layer, p) for layer, p in zip(self.layers, single_class, strict=True) if layer.by_class]
@@ -91,6 +90,16 @@ class Alignment:
             losses["distorted"] = distorted_loss(seen, centers, spreads, noise)
             losses["centralized"] = centralized_loss(seen, centers)
         return losses
+
+    def distance(self, images: Sequence[Tensor]) -> Tensor:
+        """L_BNS of a batch, ().
+
+        Args:
+            images: per layer, vectors (B, N, D).
+        """
+        return bns_loss(
+            [layer.compared(batch_moments(p)) for layer, p in zip(self.layers, images, strict=True)], self._references
+        )
 
     def distances(self, images: Sequence[Tensor]) -> Tensor:
         """L_BNS of each image alone, (B,): how far its moments are from those of all real images.

@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calib.alignment import Alignment
+from calib.descent import descended, jittered
 from calib.observation import Observation, View, observing
 from calib.synthesis import Drawn
 from calib.teacher import Teacher
-from toolchain.errors import TrainingError, UsageError
-from toolchain.progress import Progress
+from toolchain.errors import UsageError
+from toolchain.progress import Progress, within
 
 BANDWIDTH = 0.01
 """Standard deviation of the kernel, in units of cosine similarity."""
@@ -90,12 +91,10 @@ class PatchSimilarity:
     def draw(self, teacher: Teacher, labels: Tensor, random: torch.Generator, progress: Progress) -> Drawn:
         """Change random pixels until they look like images of the labels (count,)."""
         batches = labels.split(self.config.batch)
+        steps = self.config.steps
         images, curves = [], []
         for index, part in enumerate(batches):
-
-            def told(done: int, total: int, note: str = "", index: int = index) -> None:
-                progress(index * total + done, len(batches) * total, note)
-
+            told = within(progress, index * steps, len(batches) * steps)
             changed, curve = self._changed(teacher, part.to(teacher.device), random, told)
             images.append(teacher.pixels(changed))
             curves.append(curve)
@@ -108,29 +107,18 @@ class PatchSimilarity:
     ) -> tuple[Tensor, dict[str, list[float]]]:
         """Images (B, 3, S, S) for the labels (B,), and each loss at each step."""
         shape = (len(labels), 3, teacher.image_size, teacher.image_size)
-        images = torch.randn(shape, generator=random).to(teacher.device).requires_grad_()
+        images = torch.randn(shape, generator=random).to(teacher.device)
         low, high = VARIATION
         target = float(low + (high - low) * torch.rand((), generator=random)) * math.sqrt(images.numel())
-        optimizer = torch.optim.Adam([images], self.config.learning_rate, self.config.betas)
-        curve: dict[str, list[float]] = {}
+        steps = self.config.steps
         with observing(teacher.model, self.view) as observation:
-            for step in range(self.config.steps):
-                optimizer.param_groups[0]["lr"] = self.config.rate(step)
-                shown = jittered(images, JITTER[2 * step // self.config.steps], random)
-                terms = _terms(teacher, observation, shown, labels, target)
-                total = torch.stack(list(terms.values())).sum()
-                optimizer.zero_grad()
-                total.backward()
-                optimizer.step()
-                with torch.no_grad():
-                    images.clamp_(*teacher.valid_range())
-                for name, term in {"total": total, **terms}.items():
-                    curve.setdefault(name, []).append(float(term.detach()))
-                last = curve["total"][-1]
-                if not math.isfinite(last):
-                    raise TrainingError(f"the loss is {last} at step {step + 1}: lower the learning rate.")
-                progress(step + 1, self.config.steps, f"loss {last:.3f}")
-        return images.detach(), curve
+
+            def terms(step: int, images: Tensor) -> dict[str, Tensor]:
+                shown = jittered(images, JITTER[2 * step // steps], random)
+                return _terms(teacher, observation, shown, labels, target)
+
+            rates = [self.config.rate(step) for step in range(steps)]
+            return descended(images, terms, rates=rates, betas=self.config.betas, teacher=teacher, progress=progress)
 
 
 def _terms(
@@ -191,11 +179,3 @@ def variation(images: Tensor) -> Tensor:
         below[..., right] - above[..., left],
     )
     return torch.stack([torch.linalg.vector_norm(difference) for difference in differences]).sum()
-
-
-def jittered(images: Tensor, share: float, random: torch.Generator) -> Tensor:
-    """Images (B, 3, S, S) shifted around their edges by up to a share of their side, and half of the time mirrored."""
-    most = round(share * images.shape[-1])
-    shift = int(torch.randint(-most, most + 1, (), generator=random))
-    shifted = images.roll((shift, shift), (2, 3))
-    return shifted.flip(3) if torch.rand((), generator=random) < 0.5 else shifted

@@ -22,3 +22,12 @@ Step = Callable[[str], Progress]
 def unwatched(name: str) -> Progress:
     """The steps of a caller who does not want to know."""
     return silent
+
+
+def within(progress: Progress, before: int, steps: int) -> Progress:
+    """Where a part of a computation reports: one of `steps` steps in all, `before` of which come first."""
+
+    def told(done: int, total: int, note: str = "") -> None:
+        progress(before + done, steps, note)
+
+    return told

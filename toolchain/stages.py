@@ -41,8 +41,9 @@ STATISTICS = (*LOOKING, "calib/statistics.py", "toolchain/teachers.py")
 """The source that statistics depend on."""
 SYNTHESIS = (
     *LOOKING,
-    *(f"calib/{name}.py" for name in ("synthesis", "fdda", "generator", "losses", "alignment", "patch_similarity")),
-    *("calib/noise.py", "calib/image_set.py", "toolchain/requests.py", "toolchain/teachers.py"),
+    *(f"calib/{name}.py" for name in ("synthesis", "fdda", "generator", "refinement", "patch_similarity", "noise")),
+    *(f"calib/{name}.py" for name in ("descent", "losses", "alignment", "statistics", "image_set")),
+    *("toolchain/requests.py", "toolchain/teachers.py"),
 )
 """The source that synthetic images depend on."""
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}

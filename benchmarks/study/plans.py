@@ -50,8 +50,8 @@ def full(photos: Photographs) -> Plan:
         seeds=5,
         routes={
             PSAQ: Synthesis(count=16, steps=30, step_seconds=3.0),
-            GUIDE: Synthesis(count=128, steps=80, step_seconds=1.0),
-            TOKEN: Synthesis(count=128, steps=150, step_seconds=2.0),
+            GUIDE: Synthesis(count=64, steps=80, step_seconds=1.0),
+            TOKEN: Synthesis(count=64, steps=150, step_seconds=2.0),
         },
         guide_epochs=5,
         guide_seconds=350,

@@ -13,6 +13,7 @@ from calib.batchnorm import batchnorm_view, deep_layers
 from calib.fdda import FAST, PAPER, Fdda, LossWeights, nearest
 from calib.generator import GeneratorConfig
 from calib.observation import observing
+from calib.refinement import Refinement
 from calib.statistics import collect
 from calib.synthesis import synthesize
 from toolchain.errors import TrainingError, UsageError
@@ -54,6 +55,7 @@ def test_the_published_constants():
     assert PAPER.decay == 0.1
     # Every image that it draws is used.
     assert PAPER.candidates == 1
+    assert PAPER.refinement is None
     weights = PAPER.weights
     assert (weights.random_class, weights.bns, weights.distorted) == (0.5, 0.2, 0.9)
     assert (weights.centralized, weights.single_class) == (0.01, 0.5)
@@ -98,6 +100,41 @@ def test_candidates_bring_images_nearer(tokens):
             return float(tokens.distances(observation.take()).mean())
 
     assert distance(8) < distance(1)
+
+
+def test_refined_images_are_nearer_and_more_surely_of_their_class(tokens):
+    def judged(refinement):
+        made = make(tokens, replace(QUICK, refinement=refinement), count=12)
+        known = teacher()
+        with torch.no_grad(), observing(known.model.eval(), VIEW) as observation:
+            logits = known.logits(known.normalized(made.images))
+            entropy = torch.nn.functional.cross_entropy(logits, torch.from_numpy(made.labels))
+            return float(tokens.distances(observation.take()).mean()), float(entropy), made.losses
+
+    distance, entropy, curve = judged(Refinement(steps=20, learning_rate=0.1))
+    plain_distance, plain_entropy, plain_curve = judged(None)
+    assert distance < plain_distance
+    assert entropy < plain_entropy
+    # The generator is the same: refinement comes after it.
+    assert curve == plain_curve
+
+
+def test_progress_goes_on_through_refinement(tokens):
+    told = []
+    config = replace(QUICK, refinement=Refinement(steps=3, learning_rate=0.1, batch=4))
+    synthesize(
+        Fdda(config, tokens),
+        teacher(),
+        count=7,
+        seed=0,
+        progress=lambda done, total, note="": told.append((done, total)),
+    )
+    # Six steps of the generator, then three for each of two batches.
+    assert told == [(step, 12) for step in range(1, 13)]
+
+
+def test_nothing_is_refined_that_nothing_could_judge():
+    assert np.array_equal(make(None).images, make(None, replace(QUICK, refinement=None)).images)
 
 
 def test_no_candidate_is_drawn_that_nothing_could_judge():

@@ -8,13 +8,13 @@ import torch
 from tiny_vit import ATTENTION, CLASSES, teacher
 from torch import tensor
 
+from calib.descent import jittered
 from calib.patch_similarity import (
     PRESETS,
     PatchSimilarity,
     PatchSimilarityConfig,
     density,
     differential_entropy,
-    jittered,
     patch_similarities,
     patch_similarity_loss,
     similarity_entropy,
@@ -98,10 +98,10 @@ def test_jitter_moves_pixels_and_loses_none():
 
 
 def test_pixels_are_changed_until_the_loss_is_lower():
-    config = PatchSimilarityConfig(steps=40, learning_rate=0.1)
+    config = PatchSimilarityConfig(steps=80, learning_rate=0.03)
     losses = synthesize(PatchSimilarity(config, ATTENTION), teacher(), count=CLASSES, seed=0).losses
     assert set(losses) == {"total", "patch_similarity", "cross_entropy", "total_variation"}
-    assert len(losses["total"]) == 40
+    assert len(losses["total"]) == 80
     assert losses["total"][0] == pytest.approx(sum(losses[name][0] for name in losses if name != "total"), rel=1e-4)
     assert np.mean(losses["total"][-5:]) < np.mean(losses["total"][:5])
 
