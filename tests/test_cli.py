@@ -103,28 +103,32 @@ def test_benchmark_compares_and_gates(deployed: Deployed) -> None:
     assert same.exit_code == 0
 
 
-def folded_linear(equalized: list[dict[str, Any]]) -> str:
-    """A linear whose factors went into the LayerNorm before it: which ones need any depends on the images."""
-    return next(name for each in equalized for name in each["linears"] if each["how"].startswith("folded into "))
+def equalized_by(record: dict[str, Any]) -> dict[str, str]:
+    """Linear -> how its activation was equalized."""
+    return {name: each["how"] for each in record["equalized"] for name in each["linears"]}
 
 
 def test_quantize_says_what_stays_float(deployed: Deployed, tmp_path: Path) -> None:
     calibrated = ("quantize", deployed.folder / "model.onnx", "--images", deployed.folder / "synthetic")
     few = (*calibrated, "--count", "4", "--method", "max")
-    kept = folded_linear(json.loads(lctr(*few, "-o", tmp_path / "all.onnx", "--json").stdout)["equalized"])
-    part = (*few, "--keep-float", kept, "-o", tmp_path / "q.onnx")
+    plain = equalized_by(json.loads(lctr(*few, "-o", tmp_path / "all.onnx", "--json").stdout))
+    # Which blocks need factors in both layers depends on the images.
+    mlps = [name.removesuffix("fc1/MatMul") for name in plain if name.endswith("mlp.fc1/MatMul")]
+    mlp = next(each for each in mlps if f"{each}fc2/MatMul" in plain)
+    part = (*few, "--keep-float", f"{mlp}fc1/*", "-o", tmp_path / "q.onnx")
     record = json.loads(lctr(*part, "--json").stdout)
     assert record["images"] == 4
     assert record["ranges"]["image"]["method"] == "known"
-    assert kept in record["left_float"]
-    assert kept not in record["quantized"]
-    assert record["quantized"]
+    assert f"{mlp}fc1/MatMul" in record["left_float"]
+    assert f"{mlp}fc2/MatMul" in record["quantized"]
     # What stays float is equalized all the same, and says so.
-    assert folded_linear(record["equalized"]) == kept
+    how = equalized_by(record)
+    assert how[f"{mlp}fc1/MatMul"].startswith(f"folded into {mlp.removesuffix('mlp.')}norm2/")
+    assert how[f"{mlp}fc2/MatMul"].startswith("Mul ")
     again = lctr(*part)
     assert "reused" in again.stdout
     assert f"{len(record['ranges']) - 1} by max, 1 by known" in again.stdout
-    assert kept in again.stdout
+    assert f"{mlp}fc1/MatMul" in again.stdout
 
 
 @pytest.fixture(scope="module")
