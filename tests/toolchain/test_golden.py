@@ -1,6 +1,5 @@
 """Our LCTR against what the authors' released implementation computes from the same weights and images."""
 
-from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +38,9 @@ def model(released) -> Lctr:
     return model
 
 
-def arrays_of(model: Lctr, images: torch.Tensor) -> Computed:
+@pytest.fixture(scope="module")
+def computed(model, released) -> Computed:
+    images = torch.from_numpy(golden_weights.images(len(released["logits"]), int(released["seed"])))
     with torch.no_grad():
         localized = model(images)
         _, attentions = model.tokens(images)
@@ -48,24 +49,10 @@ def arrays_of(model: Lctr, images: torch.Tensor) -> Computed:
     return Computed(*(t.numpy() for t in (localized.logits, cues.class_attention, rpam, localized.map)))
 
 
-@pytest.fixture(scope="module")
-def images(released) -> torch.Tensor:
-    return torch.from_numpy(golden_weights.images(len(released["logits"]), int(released["seed"])))
-
-
-@pytest.fixture(scope="module")
-def computed(model, images) -> Computed:
-    return arrays_of(model, images)
-
-
-@pytest.fixture(scope="module")
-def exact(model, images) -> Computed:
-    return arrays_of(deepcopy(model).double(), images.double())
-
-
 @pytest.mark.parametrize("name", Computed._fields)
-def test_arrays_are_the_released_ones(computed, exact, released, name):
-    assert golden_weights.agree(getattr(computed, name), released[name], getattr(exact, name))
+def test_arrays_are_the_released_ones(computed, released, name):
+    expected = released[name]
+    assert np.abs(getattr(computed, name) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_boxes_are_identical_at_every_threshold(computed, released):

@@ -168,12 +168,10 @@ def test_the_release_computes_what_its_authors_code_does(tmp_path: Path) -> None
     found = told(written(layouts.released(weights), tmp_path), "-o", tmp_path / "m.safetensors")
     assert (found["preset"], found["parameters"]) == ("lctr-small", int(expected["params"]))
     model, _ = checkpoint.load(tmp_path / "m.safetensors")
-    images = torch.from_numpy(golden_weights.images(len(expected["logits"]), seed))
     with torch.no_grad():
-        computed = model(images)
-        exact = model.double()(images.double())
-    assert golden_weights.agree(computed.logits.numpy(), expected["logits"], exact.logits.numpy())
-    assert golden_weights.agree(computed.map.numpy(), expected["fused"], exact.map.numpy())
+        computed = model(torch.from_numpy(golden_weights.images(len(expected["logits"]), seed)))
+    for ours, theirs in ((computed.logits, expected["logits"]), (computed.map, expected["fused"])):
+        assert np.abs(ours.numpy() - theirs).max() <= 1e-4 * np.abs(theirs).max()
 
 
 def test_what_was_found_is_told_in_words(tmp_path: Path) -> None:
