@@ -38,6 +38,15 @@ def lctr(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
+def refused(*arguments: object, code: int = 1) -> str:
+    """What a failing command says: one sentence on standard error, nothing on standard output."""
+    told = lctr(*arguments)
+    assert told.exit_code == code, told.output
+    assert isinstance(told.exception, SystemExit), told.exc_info
+    assert (told.stdout, told.stderr.count("\n")) == ("", 1)
+    return told.stderr.strip()
+
+
 def python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """A program in a process of its own."""
     return subprocess.run(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from deployment import lctr
+from deployment import lctr, refused
 from guide_factories import CLASSES, MEAN, SIZE, STD, cnn, other_cnn
 from PIL import Image
 from tiny_training import TINY, cub_folder, tiny_model
@@ -27,14 +27,6 @@ from toolchain.stages import guide_of
 NORMALIZED = ("--mean", *MEAN, "--std", *STD)
 STATED = ("--image-size", SIZE, "--num-classes", CLASSES, *NORMALIZED)
 QUICK = ("--count", 6, "--steps", 2)
-
-
-def refused(*arguments: object, code: int = 1) -> str:
-    told = lctr(*arguments)
-    assert told.exit_code == code, told.output
-    assert told.stderr.startswith("Error: ")
-    assert told.stderr.count("\n") == 1
-    return told.stderr
 
 
 # A factory's

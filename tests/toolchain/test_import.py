@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import golden_weights
+import golden
 import layouts
 import numpy as np
 import pytest
 import torch
-from deployment import lctr
+from deployment import lctr, refused
 from safetensors.torch import load_file
 
 from toolchain.card import ModelCard
@@ -19,7 +19,6 @@ from toolchain.model.lctr import Lctr
 from toolchain.model.presets import PRESETS
 from toolchain.preprocessing import Preprocessing
 
-RELEASED = Path(__file__).parent.parent / "data" / "lctr_official_c200.npz"
 Change = Callable[[dict[str, Any]], Any]
 
 
@@ -37,15 +36,6 @@ def told(*arguments: object) -> dict[str, Any]:
     done = lctr("import", *arguments, "--json")
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
-
-
-def refused(*arguments: object, code: int = 1) -> str:
-    """What a failing command says: one sentence on standard error, nothing on standard output."""
-    done = lctr(*arguments)
-    assert done.exit_code == code, done.output
-    assert isinstance(done.exception, SystemExit), done.exc_info
-    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
-    return done.stderr.strip()
 
 
 @pytest.mark.parametrize(("classes", "tau"), [(200, 0.09), (1000, 0.18)])
@@ -159,19 +149,17 @@ def test_the_ilsvrc_release_has_its_published_size(tmp_path: Path) -> None:
     assert (found["preset"], found["parameters"], found["tau"]) == ("lctr-small", 36_821_232, 0.18)
 
 
-def test_the_release_computes_what_its_authors_code_does(tmp_path: Path) -> None:
-    with np.load(RELEASED) as arrays:
-        expected = dict(arrays)
-    seed, classes = int(expected["seed"]), int(expected["num_classes"])
-    shapes = layouts.lctr_shapes(classes, 384, depth=12, patch=16, tokens=197)
-    weights = {name: torch.from_numpy(value) for name, value in golden_weights.state_dict(shapes, seed).items()}
+def test_the_release_computes_what_the_localizer_does_with_its_weights(tmp_path: Path) -> None:
+    # Which is what its authors' code does: test_golden.py.
+    expected = golden.golden_model()
+    weights = golden.weights(layouts.lctr_shapes(expected.num_classes, 384, depth=12, patch=16, tokens=197))
     found = told(written(layouts.released(weights), tmp_path), "-o", tmp_path / "m.safetensors")
-    assert (found["preset"], found["parameters"]) == ("lctr-small", int(expected["params"]))
+    assert (found["preset"], found["parameters"]) == ("lctr-small", int(golden.released()["params"]))
     model, _ = checkpoint.load(tmp_path / "m.safetensors")
     with torch.no_grad():
-        computed = model(torch.from_numpy(golden_weights.images(len(expected["logits"]), seed)))
-    for ours, theirs in ((computed.logits, expected["logits"]), (computed.map, expected["fused"])):
-        assert np.abs(ours.numpy() - theirs).max() <= 1e-4 * np.abs(theirs).max()
+        imported, own = model(golden.golden_images()), expected(golden.golden_images())
+    assert torch.equal(imported.logits, own.logits)
+    assert torch.equal(imported.map, own.map)
 
 
 def test_what_was_found_is_told_in_words(tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import deployment
 import grpc
 import numpy as np
 import onnx
@@ -118,11 +120,7 @@ def packaged(*arguments: object) -> str:
     return told.stdout
 
 
-def refused(*arguments: object, code: int = 1) -> str:
-    told = lctr("package", *arguments)
-    assert told.exit_code == code, told.output
-    assert told.stdout == ""
-    return told.stderr
+refused = partial(deployment.refused, "package")
 
 
 def files_in(folder: Path) -> set[str]:
@@ -455,4 +453,4 @@ def test_a_fixed_batch_is_refused(tmp_path: Path) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(model, path)
     told = refused(path, "--format", "triton", "-o", tmp_path / "r")
-    assert told.endswith("Export it with a dynamic batch.\n")
+    assert told.endswith("Export it with a dynamic batch.")
