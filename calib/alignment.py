@@ -1,6 +1,6 @@
 """What generated images are aligned with: a network's moments, global and by class, and FDDA's losses against them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from calib.batchnorm import batchnorm_view, running_moments
 from calib.losses import bns_loss, centralized_loss, distorted_loss
-from calib.moments import Moments, batch_moments, image_moments, relative_to, scale_of
+from calib.moments import Moments, batch_moments, relative_to, scale_of
 from calib.observation import View
 from calib.statistics import Statistics
 from toolchain.errors import ModelError
@@ -91,30 +91,18 @@ class Alignment:
             losses["centralized"] = centralized_loss(seen, centers)
         return losses
 
-    def distance(self, images: Sequence[Tensor]) -> Tensor:
-        """L_BNS of a batch, ().
+    def distance(self, images: Sequence[Tensor], moments: Callable[[Tensor], Moments] = batch_moments) -> Tensor:
+        """L_BNS: how far the moments of images are from those of all real ones.
 
         Args:
             images: per layer, vectors (B, N, D).
+            moments: `batch_moments`, or `image_moments` for each image alone.
+
+        Returns:
+            of the batch, (), or of each image, (B,).
         """
-        return bns_loss(
-            [layer.compared(batch_moments(p)) for layer, p in zip(self.layers, images, strict=True)], self._references
-        )
-
-    def distances(self, images: Sequence[Tensor]) -> Tensor:
-        """L_BNS of each image alone, (B,): how far its moments are from those of all real images.
-
-        Args:
-            images: per layer, vectors (B, N, D).
-        """
-        return bns_loss(
-            [layer.compared(image_moments(p)) for layer, p in zip(self.layers, images, strict=True)], self._references
-        )
-
-    @property
-    def _references(self) -> list[Moments]:
-        """Targets of L_BNS, in the units of the losses."""
-        return [layer.compared(layer.reference) for layer in self.layers]
+        seen = [layer.compared(moments(p)) for layer, p in zip(self.layers, images, strict=True)]
+        return bns_loss(seen, [layer.compared(layer.reference) for layer in self.layers])
 
     def deviation_ratio(self, moments: Sequence[Moments]) -> dict[str, float]:
         """Per layer, the standard deviation of `moments` over the real one: the median over channels."""

@@ -30,8 +30,10 @@ from torch import Tensor
 
 from calib import generator
 from calib.alignment import Alignment
+from calib.candidates import nearest
 from calib.generator import Generator, GeneratorConfig
 from calib.losses import total_variation
+from calib.moments import image_moments
 from calib.observation import NOTHING, Observation, observing
 from calib.refinement import Refinement, refined
 from calib.synthesis import Drawn
@@ -186,18 +188,18 @@ class _Training:
 
     def run(self, labels: Tensor, progress: Progress) -> Drawn:
         """All steps, and the best of the images drawn after some of them, refined."""
-        steps, refinement = self._config.steps, self._config.refinement
-        if self._alignment is None or refinement is None:
-            return Drawn(*self._drawn(labels, progress))
-        total = steps + refinement.steps_for(len(labels))
+        steps, alignment = self._config.steps, self._alignment
+        refinement = self._config.refinement if alignment else None
+        total = steps + (refinement.steps_for(len(labels)) if refinement else 0)
         images, made_for, curve = self._drawn(labels, within(progress, 0, total))
-        images = refined(
-            *(images, made_for, refinement),
-            terms=partial(self._refining_terms, self._alignment),
-            teacher=self._teacher,
-            random=self._random,
-            progress=within(progress, steps, total),
-        )
+        if alignment and refinement:
+            images = refined(
+                *(images, made_for, refinement),
+                terms=partial(self._refining_terms, alignment),
+                teacher=self._teacher,
+                random=self._random,
+                progress=within(progress, steps, total),
+            )
         return Drawn(images, made_for, curve)
 
     def _drawn(
@@ -242,25 +244,28 @@ class _Training:
         labels = torch.cat([mixed, torch.full((batch,), single)]).to(self._teacher.device)
         with self._autocast():
             images = self._generated(self._noise(2 * batch), labels)
-            logits = self._teacher.logits(images)
-        entropy = F.cross_entropy(logits.float(), labels, reduction="none")
+        logits, seen = self._observed(images)
+        entropy = F.cross_entropy(logits, labels, reduction="none")
         terms = {"random_class": entropy[:batch].mean(), "single_class": entropy[batch:].mean()}
         if self._alignment is None:
             return terms | {"total_variation": total_variation(images)}
-        seen = [positions.float() for positions in self._observation.take()]
         halves = [layer[:batch] for layer in seen], [layer[batch:] for layer in seen]
         return terms | self._alignment.losses(*halves, single, self._random)
 
     def _refining_terms(self, alignment: Alignment, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The weighted losses of images (B, 3, S, S) of the labels (B,), each of which is aligned by itself, too."""
-        with self._autocast():
-            logits = self._teacher.logits(images)
-        seen = [positions.float() for positions in self._observation.take()]
+        logits, seen = self._observed(images)
         weights = self._config.weights
         return {
-            "random_class": weights.random_class * F.cross_entropy(logits.float(), labels),
-            "bns": weights.bns * (alignment.distance(seen) + alignment.distances(seen).mean()),
+            "random_class": weights.random_class * F.cross_entropy(logits, labels),
+            "bns": weights.bns * (alignment.distance(seen) + alignment.distance(seen, image_moments).mean()),
         }
+
+    def _observed(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What the network makes of images (B, 3, S, S): logits (B, C), and of each layer looked at (B, N, D)."""
+        with self._autocast():
+            logits = self._teacher.logits(images)
+        return logits.float(), [positions.float() for positions in self._observation.take()]
 
     def _generated(self, z: Tensor, labels: Tensor) -> Tensor:
         """Both batches, (2B, 3, S, S)."""
@@ -291,39 +296,14 @@ class _Training:
         """How far each image is from real ones; 0 where nobody knows or asks."""
         if self._alignment is None or self._candidates == 1:
             return torch.zeros(len(images))
-        with self._autocast():
-            self._teacher.logits(images)
-        return self._alignment.distances([positions.float() for positions in self._observation.take()]).cpu()
+        _, seen = self._observed(images)
+        return self._alignment.distance(seen, image_moments).cpu()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._teacher.device.type, torch.bfloat16, enabled=self._config.bf16)
 
     def _noise(self, count: int) -> Tensor:
         return torch.randn(count, self._config.generator.latent, generator=self._random).to(self._teacher.device)
-
-
-def nearest(labels: NDArray[np.int64], distances: NDArray[np.float32], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Candidates to keep, as many as labels are wanted.
-
-    Those in the farther half are out. Of the others each class has as many as are wanted of it, the nearest first;
-    where it has too few, the nearest of other classes stand in.
-
-    Args:
-        labels: of the candidates, (M,).
-        distances: of the candidates, (M,).
-        wanted: labels (N,), N <= M.
-
-    Returns:
-        indices of candidates, ascending, (N,).
-    """
-    near = np.argsort(distances, kind="stable")[: max(len(wanted), len(labels) // 2)]
-    of = labels[near]
-    by_label = np.argsort(of, kind="stable")
-    turn = np.empty(len(near), np.int64)
-    # A candidate's place among those of its label.
-    turn[by_label] = np.arange(len(near)) - np.searchsorted(of[by_label], of[by_label])
-    even = turn < (wanted[:, None] == of).sum(0)
-    return np.sort(np.concatenate([near[even], near[~even]])[: len(wanted)])
 
 
 def by_term(curve: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ...]]:

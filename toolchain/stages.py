@@ -41,8 +41,9 @@ STATISTICS = (*LOOKING, "calib/statistics.py", "toolchain/teachers.py")
 """The source that statistics depend on."""
 SYNTHESIS = (
     *LOOKING,
-    *(f"calib/{name}.py" for name in ("synthesis", "fdda", "generator", "refinement", "patch_similarity", "noise")),
-    *(f"calib/{name}.py" for name in ("descent", "losses", "alignment", "statistics", "image_set")),
+    *(f"calib/{name}.py" for name in ("synthesis", "fdda", "generator", "candidates", "refinement")),
+    *(f"calib/{name}.py" for name in ("patch_similarity", "noise", "descent", "losses", "alignment")),
+    *(f"calib/{name}.py" for name in ("statistics", "image_set")),
     *("toolchain/requests.py", "toolchain/teachers.py"),
 )
 """The source that synthetic images depend on."""

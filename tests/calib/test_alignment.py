@@ -7,7 +7,7 @@ import torch
 from torch import nn, tensor
 
 from calib.alignment import batchnorm_alignment, token_alignment
-from calib.moments import Moments
+from calib.moments import Moments, image_moments
 from calib.statistics import Centers, Population, Statistics
 from calib.tokens import token_view
 from toolchain.errors import ModelError
@@ -59,9 +59,9 @@ def test_the_distance_of_an_image_is_its_own_bns_loss():
     images = torch.cat([SEEN, tensor([[[0.0], [4.0]]])])
     # In units of the deviation. The first as above: (1 + 0.5625) / 2. The second: early (2 - 0)^2 + (4 - 1)^2 = 13,
     # late ((2 - 1)/2)^2 + (4/4 - 1)^2 = 0.25; their mean is 6.625.
-    assert of_tokens().distances([images] * 2).tolist() == [0.78125, 6.625]
+    assert of_tokens().distance([images] * 2, image_moments).tolist() == [0.78125, 6.625]
     # As they are. The first: 5, as above. The second: (4 + 9) and (2 - 1)^2 + (4 - 4)^2 = 1; their mean is 7.
-    assert of_batchnorms().distances([images] * 2).tolist() == [5, 7]
+    assert of_batchnorms().distance([images] * 2, image_moments).tolist() == [5, 7]
 
 
 def test_the_published_noise():

@@ -3,15 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny_cnn import tiny_cnn
 from tiny_vit import VIEW, labelled_images, teacher
 
 from calib.alignment import Alignment, batchnorm_alignment, token_alignment
 from calib.batchnorm import batchnorm_view, deep_layers
-from calib.fdda import FAST, PAPER, Fdda, LossWeights, nearest
+from calib.fdda import FAST, PAPER, Fdda, LossWeights
 from calib.generator import GeneratorConfig
+from calib.moments import image_moments
 from calib.observation import observing
 from calib.refinement import Refinement
 from calib.statistics import collect
@@ -65,39 +64,13 @@ def test_fewer_images_than_harvests(tokens):
     assert len(make(tokens, count=2).images) == 2
 
 
-def test_the_farther_half_is_out_and_the_rest_is_kept_evenly():
-    labels, distances = np.array([1, 0, 1, 0, 1, 0, 1, 0]), np.array([3.0, 5.0, 1.0, 4.0, 2.0, 9.0, 8.0, 7.0])
-    # The nearer half: 2, 4 and 0 of class 1, then 3 of class 0. Two are wanted of class 1, one of class 0.
-    assert nearest(labels, distances, np.array([1, 0, 1])).tolist() == [2, 3, 4]
-    # Class 0 has no second one in that half: the third of class 1 stands in.
-    assert nearest(labels, distances, np.array([1, 0, 0, 1])).tolist() == [0, 2, 3, 4]
-
-
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(2, 4), st.integers(0, 99))
-def test_what_is_kept_is_near_and_as_even_as_can_be(wanted, candidates, seed):
-    random, wanted = np.random.default_rng(seed), np.array(wanted)
-    labels, distances = random.permutation(np.repeat(wanted, candidates)), random.random(candidates * len(wanted))
-    kept = nearest(labels, distances, wanted)
-    assert len({*kept.tolist()}) == len(wanted)
-    half = np.argsort(distances)[: len(labels) // 2]
-    assert {*kept.tolist()} <= {*half.tolist()}
-    for label in {*wanted.tolist()}:
-        # As many as are wanted, or all that the nearer half has.
-        assert (labels[kept] == label).sum() >= min((wanted == label).sum(), (labels[half] == label).sum())
-
-
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=12))
-def test_one_candidate_each_is_kept_as_it_is(wanted):
-    assert nearest(np.array(wanted), np.zeros(len(wanted)), np.array(wanted)).tolist() == [*range(len(wanted))]
-
-
 def test_candidates_bring_images_nearer(tokens):
     def distance(candidates):
         made = make(tokens, replace(QUICK, candidates=candidates), count=12)
         known = teacher()
         with torch.no_grad(), observing(known.model.eval(), VIEW) as observation:
             known.logits(known.normalized(made.images))
-            return float(tokens.distances(observation.take()).mean())
+            return float(tokens.distance(observation.take(), image_moments).mean())
 
     assert distance(8) < distance(1)
 
@@ -109,7 +82,7 @@ def test_refined_images_are_nearer_and_more_surely_of_their_class(tokens):
         with torch.no_grad(), observing(known.model.eval(), VIEW) as observation:
             logits = known.logits(known.normalized(made.images))
             entropy = torch.nn.functional.cross_entropy(logits, torch.from_numpy(made.labels))
-            return float(tokens.distances(observation.take()).mean()), float(entropy), made.losses
+            return float(tokens.distance(observation.take(), image_moments).mean()), float(entropy), made.losses
 
     distance, entropy, curve = judged(Refinement(steps=20, learning_rate=0.1))
     plain_distance, plain_entropy, plain_curve = judged(None)
