@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -73,14 +74,14 @@ def held_out(data: str, window: Preprocessing, count: int) -> HeldOut:
     return HeldOut(images, labels, tuple(s.box for s in samples), window)
 
 
-def measured(plan: LocalizerPlan, study: Study) -> dict[str, Any]:
-    """FP32, and every arm and seed: width -> figures, and the range of each tensor."""
+def measured(plan: LocalizerPlan, study: Study, arms: Collection[str] | None = None) -> dict[str, Any]:
+    """FP32, and some arms or every one with every seed: width -> figures, and the range of each tensor."""
     subject = _Subject(plan, study)
     about = {"subject": subject.name, "test": plan.test_images}
     reference = study.ledger.result(subject.float_accuracy, **about)
     runs = []
     for seed in range(plan.seeds):
-        for arm in plan.arms:
+        for arm in plan.arms if arms is None else arms:
             source, made_in = subject.source(arm, seed)
             key = {**about, "arm": arm, "seed": seed, "widths": [width.name for width in plan.widths]}
             found = study.ledger.result(partial(subject.quality, source), **key, images=source.description)
