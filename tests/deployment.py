@@ -44,6 +44,7 @@ def refused(*arguments: object, code: int = 1) -> str:
     assert told.exit_code == code, told.output
     assert isinstance(told.exception, SystemExit), told.exc_info
     assert (told.stdout, told.stderr.count("\n")) == ("", 1)
+    assert told.stderr.startswith("Error: ")
     return told.stderr.strip()
 
 

@@ -23,7 +23,7 @@ SHAPES = "shapes"
 
 
 def full(photos: Photographs) -> Plan:
-    """Five seeds; on photographs fewer steps and images than the presets have, for two hours to be enough."""
+    """Five seeds; on photographs fewer steps and images than the presets have, to spare time."""
     bundled = LocalizerPlan(
         BUNDLED_NAME,
         BUNDLED,

@@ -27,7 +27,7 @@ def report(record: Mapping[str, Any], pictures: Sequence[str]) -> str:
     """The whole document; `pictures` are the files of the plots beside it."""
     parts = ["# What calibration images are worth", _preamble(record)]
     parts += [f"![{name.partition('.')[0]}]({name})" for name in pictures]
-    parts += [_localizer(localizer) for localizer in record.get("localizers", ())]
+    parts += [localizer_section(localizer) for localizer in record.get("localizers", ())]
     if "batchnorm" in record:
         parts.append(_batchnorm(record["batchnorm"]))
     if "fine-tuning" in record:
@@ -86,7 +86,8 @@ def _preamble(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _localizer(localizer: Mapping[str, Any]) -> str:
+def localizer_section(localizer: Mapping[str, Any]) -> str:
+    """A localizer's tables: arms at each width, and their ranges."""
     reference = localizer["fp32"]
     return _by_width(
         localizer,

@@ -14,6 +14,7 @@ these.
 
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +43,7 @@ class Arrays(NamedTuple):
     fused: Tensor
 
 
+@cache
 def released() -> dict[str, NDArray[np.generic]]:
     with np.load(DATA / "lctr_official_c200.npz") as arrays:
         return dict(arrays)

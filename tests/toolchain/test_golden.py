@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from toolchain.boxes import box_from_map
-from toolchain.model.lctr import Lctr
+from toolchain.model.lctr import Lctr, Localized
 
 CLOSE = 1e-4
 """Of the largest value of each array (spec/lctr.md, "Proving equality")."""
@@ -20,15 +20,33 @@ def model() -> Lctr:
 
 
 @pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return golden.golden_images()
+
+
+@pytest.fixture(scope="module")
+def localized(model: Lctr, images: torch.Tensor) -> Localized:
+    return model(images)
+
+
+@pytest.fixture(scope="module")
 def units() -> torch.Tensor:
     with np.load(golden.ROUNDING) as file:
         return torch.from_numpy(file["units"])
 
 
 @pytest.fixture(scope="module")
-def off(model: Lctr, units: torch.Tensor) -> golden.Arrays:
-    images = golden.moved(golden.golden_images(), units)
-    return golden.off(golden.arrays_of(deepcopy(model).double(), images))
+def off(model: Lctr, images: torch.Tensor, units: torch.Tensor) -> golden.Arrays:
+    return golden.off(golden.arrays_of(deepcopy(model).double(), golden.moved(images, units)))
+
+
+@pytest.fixture(scope="module")
+def calm(model: Lctr, images: torch.Tensor) -> tuple[golden.Arrays, golden.Arrays]:
+    """With attention half as peaked: in float32, and in float64."""
+    calmer = deepcopy(model)
+    for block in calmer.blocks:
+        block.attn.qkv.weight /= 2
+    return golden.arrays_of(calmer, images), golden.arrays_of(deepcopy(calmer).double(), images.double())
 
 
 @pytest.mark.parametrize("name", golden.Arrays._fields)
@@ -44,26 +62,24 @@ def test_those_images_are_the_golden_ones_but_for_rounding(units: torch.Tensor) 
 
 
 @pytest.mark.parametrize("name", golden.Arrays._fields)
-def test_float32_is_exact_where_attention_does_not_magnify_its_rounding(model: Lctr, name: str) -> None:
-    calmer = deepcopy(model)
-    for block in calmer.blocks:
-        block.attn.qkv.weight /= 2
-    images = golden.golden_images()
-    found = getattr(golden.arrays_of(calmer, images), name)
-    exact = getattr(golden.arrays_of(calmer.double(), images.double()), name)
+def test_float32_is_exact_where_attention_does_not_magnify_its_rounding(
+    calm: tuple[golden.Arrays, golden.Arrays], name: str
+) -> None:
+    found, exact = (getattr(arrays, name) for arrays in calm)
     assert (found - exact).abs().max() <= CLOSE * exact.abs().max()
 
 
-def test_the_localizer_returns_these_logits_and_this_map(model: Lctr) -> None:
-    images = golden.golden_images()
-    arrays, localized = golden.arrays_of(model, images), model(images)
+def test_the_localizer_returns_these_logits_and_this_map(
+    model: Lctr, images: torch.Tensor, localized: Localized
+) -> None:
+    arrays = golden.arrays_of(model, images)
     assert torch.equal(localized.logits, arrays.logits)
     assert torch.equal(localized.map, arrays.fused)
 
 
-def test_boxes_are_identical_at_every_threshold(model: Lctr) -> None:
+def test_boxes_are_identical_at_every_threshold(localized: Localized) -> None:
     released = golden.released()
-    for fused, expected in zip(model(golden.golden_images()).map.numpy(), released["boxes"], strict=True):
+    for fused, expected in zip(localized.map.numpy(), released["boxes"], strict=True):
         found = [box_from_map(fused, 224, float(tau)).box for tau in released["thresholds"]]
         assert found == [tuple(box) for box in expected.tolist()]
 
