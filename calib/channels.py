@@ -1,6 +1,7 @@
 """How large the channels of activations get: what equalization is decided on."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,10 @@ def channel_amax(
     *,
     input_name: str = "image",
     images: int,
+    heads: Collection[str] = (),
     progress: Progress = silent,
 ) -> dict[str, NDArray[np.float64]]:
-    """Largest |x| in each channel, the last axis, of `tensors`.
+    """Largest |x| in each channel of `tensors`: their last axis, unless they are named in `heads`.
 
     Args:
         observer: as for `calib.ranges.observations`.
@@ -33,6 +35,7 @@ def channel_amax(
         batches: likewise, but no more of them are taken than hold `images`.
         input_name: likewise.
         images: to look at, rounded up to whole batches.
+        heads: those of the tensors that are (B, H, M, D), and have the channels H * D.
         progress: called after each batch, in images.
 
     Returns:
@@ -47,7 +50,7 @@ def channel_amax(
     for count, values in observations(observer, tensors, batches, input_name=input_name):
         for name in tensors:
             # Popped: no activation is alive when the next batch runs.
-            largest = _largest(name, values.pop(name))
+            largest = _largest(name, values.pop(name), name in heads)
             amax[name] = np.maximum(amax[name], largest) if name in amax else largest
         seen += count
         progress(seen, max(images, seen), f"channels of {len(tensors)} tensors")
@@ -56,8 +59,9 @@ def channel_amax(
     return amax
 
 
-def _largest(tensor: str, values: NDArray[np.floating]) -> NDArray[np.float64]:
-    rows = values.reshape(-1, values.shape[-1])
+def _largest(tensor: str, values: NDArray[np.floating], by_head: bool) -> NDArray[np.float64]:
+    beside = values.swapaxes(1, 2) if by_head else values
+    rows = beside.reshape(-1, math.prod(beside.shape[2 if by_head else -1 :]))
     largest: NDArray[np.float64] = np.maximum(rows.max(0, initial=0), -rows.min(0, initial=0)).astype(np.float64)
     if not np.isfinite(largest).all():
         raise ModelError(f"Tensor '{tensor}' holds NaN or infinity: check the model in float32 on the same images.")

@@ -1,6 +1,7 @@
-"""Attention as an ONNX graph spells it: which two products stand around one softmax."""
+"""Attention as an ONNX graph spells it: which two products stand around one softmax, and what comes of their values."""
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 import onnx
 
@@ -9,7 +10,23 @@ MOVES = {"Cast", "Identity", "Dropout", "Transpose", "Reshape", "Flatten", "Sque
 SCALES = {*MOVES, "Mul", "Div", "Add", "Sub", "Where"}
 """What stands between scores and their softmax: scaling, masks and biases, too."""
 
+BESIDE = [0, 2, 1, 3]
+"""Permutation that brings the heads of each token together, (B, H, N, D) to (B, N, H, D)."""
+
 Wanted = Callable[[onnx.NodeProto], bool]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Where the channels of a tensor stand.
+
+    Attributes:
+        tensor: its name.
+        by_head: (B, H, M, D), with the channels H * D; else the last axis holds them.
+    """
+
+    tensor: str
+    by_head: bool = False
 
 
 def attention_products(model: onnx.ModelProto, multiplies: Wanted) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
@@ -31,6 +48,27 @@ def attention_products(model: onnx.ModelProto, multiplies: Wanted) -> list[tuple
         if scores:
             found.append((scores, mixing))
     return found
+
+
+def averaged_values(model: onnx.ModelProto, multiplies: Wanted) -> dict[str, Channels]:
+    """Tensors that attention makes -> the values that it averages in them, channel by channel.
+
+    Args:
+        model: any ONNX model.
+        multiplies: as for `attention_products`.
+    """
+    found = {mixing.output[0]: Channels(mixing.input[1]) for _, mixing in attention_products(model, multiplies)}
+    beside: dict[str, Channels] = {}
+    for node in model.graph.node:
+        if node.op_type == "Transpose" and node.input[0] in found and _permutation(node) == BESIDE:
+            beside[node.output[0]] = Channels(found[node.input[0]].tensor, by_head=True)
+        elif node.op_type == "Reshape" and node.input[0] in beside:
+            found[node.output[0]] = beside[node.input[0]]
+    return found
+
+
+def _permutation(node: onnx.NodeProto) -> list[int]:
+    return next((list(a.ints) for a in node.attribute if a.name == "perm"), [])
 
 
 def _is_softmax(node: onnx.NodeProto) -> bool:

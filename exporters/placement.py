@@ -211,6 +211,11 @@ def casts_of(model: onnx.ModelProto, tensor: str) -> tuple[str, ...]:
     return tuple(same)
 
 
+def multiplies_activations(node: onnx.NodeProto, constants: Constants) -> bool:
+    """Whether the node is a product of two activations."""
+    return node.op_type == "MatMul" and not any(constants.has(name) for name in node.input)
+
+
 def name_of(node: onnx.NodeProto) -> str:
     """The node's name, or its first output's where it has none."""
     return node.name or node.output[0]
@@ -244,7 +249,7 @@ def _attention_sites(
     model: onnx.ModelProto, constants: Constants, keep_float: Sequence[str]
 ) -> tuple[AttentionSite, ...]:
     """Rule 4: both products of every attention, unless a pattern keeps one of them."""
-    pairs = attention_products(model, lambda node: _multiplies_activations(node, constants))
+    pairs = attention_products(model, lambda node: multiplies_activations(node, constants))
     return tuple(
         AttentionSite(
             names=(name_of(scores), name_of(mixing)),
@@ -254,10 +259,6 @@ def _attention_sites(
         for scores, mixing in pairs
         if not _matching(scores, keep_float) and not _matching(mixing, keep_float)
     )
-
-
-def _multiplies_activations(node: onnx.NodeProto, constants: Constants) -> bool:
-    return node.op_type == "MatMul" and not any(constants.has(name) for name in node.input)
 
 
 def _reason_to_leave(

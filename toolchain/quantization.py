@@ -1,6 +1,6 @@
 """The arrow from a float ONNX file to one with explicit Q/DQ: equalize, observe, choose ranges, insert."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +18,12 @@ from toolchain import calibration
 from toolchain.artifacts import Made, code_version, reusable, seal, writing
 from toolchain.calibration import CalibrationSource
 from toolchain.errors import ArtifactError, UsageError
-from toolchain.preprocessing import Preprocessing
 from toolchain.progress import Progress, silent
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
+    from numpy.typing import NDArray
 
 ONNX_INT8 = "onnx-int8"
 CALIBRATION_CACHE = "calibration-cache"
@@ -80,7 +81,13 @@ def int8_onnx(
         observer = temporary.with_name("observer.onnx")
         exponents: Exponents = {}
         if equalize:
-            exponents = _exponents(graph, attention, observer, source, window, taken.name, progress)
+            exponents = exponents_on(
+                *(graph, observer, source.images(window)),
+                input_name=taken.name,
+                images=source.count,
+                attention=attention,
+                progress=progress,
+            )
         float_hash, (even, equalized) = graph_hash(graph), equalized_of(graph, exponents)
         # One copy of the weights is enough beside the runtime's own.
         del graph
@@ -180,26 +187,40 @@ def equalized_of(graph: "onnx.ModelProto", exponents: Exponents) -> "tuple[onnx.
     return equalized_from_float(graph, placement_of(graph, ()).sites, exponents)
 
 
-def _exponents(
+def exponents_on(
     graph: "onnx.ModelProto",
-    attention: str,
     observer: Path,
-    source: CalibrationSource,
-    window: Preprocessing,
+    batches: "Iterable[NDArray[np.float32]]",
+    *,
     input_name: str,
-    progress: Progress,
+    images: int,
+    attention: str = "none",
+    progress: Progress = silent,
 ) -> dict[str, tuple[int, ...]]:
-    """Factors of the activations that gain by them, from the first images; `observer` is written and left."""
-    gaining = equalizable(graph, placement_of(graph, ()).sites, int8_attention=attention == "all")
-    admitted = {linears.activation: linears for linears in gaining}
+    """Factors of the activations that gain by equalization, from the first images.
+
+    Args:
+        graph: float model.
+        observer: file to write, and to leave.
+        batches: normalized images (B, 3, S, S).
+        input_name: of the graph.
+        images: how many there are.
+        attention: as for `int8_onnx`.
+        progress: in images.
+    """
+    admitted = equalizable(graph, placement_of(graph, ()).sites, int8_attention=attention == "all")
     if not admitted:
         return {}
-    write_onnx(observer_from_float(graph, [*admitted]), observer)
-    images = min(IMAGES, source.count)
+    tensors = list(dict.fromkeys(linears.channels.tensor for linears in admitted))
+    write_onnx(observer_from_float(graph, tensors), observer)
     amax = channel_amax(
-        observer, [*admitted], source.images(window), input_name=input_name, images=images, progress=progress
+        *(observer, tensors, batches),
+        input_name=input_name,
+        images=min(IMAGES, images),
+        heads={linears.channels.tensor for linears in admitted if linears.channels.by_head},
+        progress=progress,
     )
-    found = {name: exponents_of(linears, amax[name]) for name, linears in admitted.items()}
+    found = {linears.activation: exponents_of(linears, amax[linears.channels.tensor]) for linears in admitted}
     return {name: exponents for name, exponents in found.items() if any(exponents)}
 
 

@@ -27,6 +27,19 @@ def test_largest_magnitude_of_each_channel_over_all_images(observer):
         np.testing.assert_array_equal(amax, [4, 6, 0])
 
 
+def test_heads_stand_side_by_side(tmp_path):
+    """(B, H, M, D) has the channels H * D, in this order."""
+    path = tmp_path / "heads.onnx"
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    g (float[b, 2, 3, 2] image) => (float[b, 2, 3, 2] same) { same = Identity (image) }"""
+    onnx.save(parser.parse_model(text), path)
+    images = np.zeros((2, 2, 3, 2), np.float32)
+    images[0, 0, 2], images[1, 0, 1], images[0, 1, 0] = (-7, 1), (2, 5), (3, -4)
+    found = channel_amax(path, ["same", "image"], [images], images=2, heads={"same"})
+    np.testing.assert_array_equal(found["same"], [7, 5, 3, 4])
+    np.testing.assert_array_equal(found["image"], [7, 5])
+
+
 def test_no_more_batches_are_taken_than_needed(observer):
     images = iter([np.full((2, 2, 3), value, np.float32) for value in (1, 2, 3, 4)])
     seen = []

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from small_graphs import ATTENTION, ATTENTION_WEIGHTS, attention, graph, in_float16, linear_stack
 
+from exporters.attention import Channels
 from exporters.equalization import Linears, equalizable, equalized_from_float, exponents_of
 from exporters.placement import placement_from_model
 from exporters.qdq import qdq_from_float
@@ -24,6 +25,18 @@ SHARED = """shared (float[b, 3, 16] image) => (float[b, 3, 8] q, float[b, 3, 8] 
     [query] q = MatMul (x, wq)
     [key] k = MatMul (x, wk)
 }"""
+HEADS = """heads (float[b, 3, 4] tokens, float[b, 2, 3, 3] scores) => (float[b, 3, 5] y) {
+    [split] apart = Reshape (tokens, two_heads)
+    [heads] values = Transpose <perm = [0, 2, 1, 3]> (apart)
+    [keys] keys = Identity (scores)
+    [query] raw = MatMul (scores, keys)
+    [softmax] probabilities = Softmax (raw)
+    [mixing] averages = MatMul (probabilities, values)
+    [beside] together = Transpose <perm = [0, 2, 1, 3]> (averages)
+    [merge] x = Reshape (together, merged)
+    [out] y = MatMul (x, w)
+}"""
+"""Attention of two heads with two channels each."""
 TAKEN = {"x/equalize/factor": np.ones(16)}
 SHARED_WEIGHTS = {"gamma": (16,), "beta": (16,), "wq": (16, 8), "wk": (16, 8)}
 
@@ -36,11 +49,19 @@ def equalized(model, **exponents):
     return equalized_from_float(model, sites(model), exponents)
 
 
-def run(model, feed):
+def heads(text):
+    model = graph(text, {"w": (4, 5)})
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 3, 2, 2]), "two_heads"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 3, 4]), "merged"))
+    return model
+
+
+def run(model, feed, outputs=None):
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: feed})
+    feeds = feed if isinstance(feed, dict) else {session.get_inputs()[0].name: feed}
+    return session.run(outputs, feeds)
 
 
 def same_bits(one, other, feed):
@@ -61,7 +82,7 @@ def random(*shape, seed=0):
 
 
 def linears(weight_amax, dtype=np.float32):
-    return Linears("x", (), np.array(weight_amax, np.float64), np.dtype(dtype))
+    return Linears("x", (), np.array(weight_amax, np.float64), np.dtype(dtype), Channels("x"))
 
 
 def test_rule_1_linears_of_one_activation_share_the_largest_weight():
@@ -227,6 +248,45 @@ def test_a_transformer_s_attention_keeps_its_bits():
     rewritten, done = equalized_from_float(model, sites(model), exponents)
     assert [d.how for d in done] == ["folded into norm", "Mul values/equalize", "Mul pooled/equalize"]
     same_bits(model, rewritten, random(2, 5, 8))
+
+
+def test_rule_9_what_attention_makes_takes_its_factors_from_the_values():
+    def of(text):
+        (found,) = equalizable(heads(text), sites(heads(text)))
+        return found.channels
+
+    assert of(HEADS) == Channels("values", by_head=True)
+    # Channels of another order are its own.
+    assert of(HEADS.replace("together = Transpose <perm = [0, 2, 1, 3]>", "together = Transpose")) == Channels("x")
+    assert of(HEADS.replace("probabilities = Softmax (raw)", "probabilities = Relu (raw)")) == Channels("x")
+    model = attention()
+    found = {linears.activation: linears.channels for linears in equalizable(model, sites(model))}
+    assert found["values"] == Channels("value")  # a single head
+    assert found["normed"] == Channels("normed")
+
+
+def test_rule_9_no_average_is_louder_than_its_values():
+    model = heads(HEADS)
+    (found,) = equalizable(model, sites(model))
+    exponents = exponents_of(found, np.array([64, 1, 4, 1]), alpha=1)
+    assert exponents == (5, 0, 1, 0)  # the median's exponent is 1, and no channel is raised (rule 3)
+    rewritten, (done,) = equalized(model, x=exponents)
+    assert done.how == "Mul x/equalize"
+    tokens = random(1, 3, 4) * np.array([64, 1, 4, 1], np.float32)
+    for sharpness in (0, 1, 100):
+        scores = sharpness * random(1, 2, 3, 3, seed=1)
+        watched = onnx.ModelProto()
+        watched.CopyFrom(rewritten)
+        watched.graph.output.append(onnx.ValueInfoProto(name="x/equalized"))
+        (even,) = run(watched, {"tokens": tokens, "scores": scores}, ["x/equalized"])
+        assert (np.abs(even).max((0, 1)) <= np.abs(tokens).max((0, 1)) / 2.0 ** np.array(exponents) * (1 + 1e-6)).all()
+
+
+def test_rule_9_one_head_of_values_for_all():
+    shared = Linears("x", (), np.ones(4), np.dtype(np.float32), Channels("values", by_head=True))
+    assert exponents_of(shared, np.array([1.0, 16]), alpha=1) == exponents_of(
+        linears([1] * 4), np.array([1.0, 16, 1, 16]), 1
+    )
 
 
 @pytest.mark.parametrize("exponents", [{"x": [1]}, {"other": [1] * 16}])

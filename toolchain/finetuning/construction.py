@@ -14,24 +14,24 @@ Rules:
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from calib.channels import IMAGES
-from exporters.equalization import equalizable, exponents_of
 from exporters.placement import Constants, Placement, Site, casts_of
 from exporters.scales import levels_of_bits
-from exporters.torch_export import INPUT, evaluating
+from exporters.torch_export import INPUT
 from toolchain.errors import ModelError, UsageError
 from toolchain.finetuning.layers import BatchNorm, Product, QuantizedLayer
 from toolchain.finetuning.quantizers import ActivationQuantizer
 from toolchain.finetuning.student import Bits, Form, Student, numpy_of, torch_weight
-from toolchain.quantization import equalized_of, placement_of
+from toolchain.quantization import equalized_of, exponents_on
 
 if TYPE_CHECKING:
     import onnx
@@ -61,7 +61,7 @@ def student_from_float(network: nn.Module, form: Form, bits: Bits, equalize_on: 
     """
     graph = form.graph_of(network)
     places = _places(network, graph, form.placement_in(graph))
-    exponents = _exponents(network, graph, places, equalize_on) if equalize_on is not None else {}
+    exponents = _exponents(graph, equalize_on) if equalize_on is not None else {}
     even, _ = equalized_of(graph, exponents)
     tuned = copy.deepcopy(network)
     quantizers = _quantizers(even, form, bits)
@@ -120,31 +120,11 @@ def _place(site: Site, modules: Mapping[str, nn.Module]) -> _Place:
     return _Place(site, site.module, "")
 
 
-def _exponents(
-    network: nn.Module, graph: "onnx.ModelProto", places: Sequence[_Place], images: Tensor
-) -> dict[str, tuple[int, ...]]:
-    """Activation -> factors' exponents, from what the float network's layers read on the first images (rule 6)."""
-    admitted = {linears.activation: linears for linears in equalizable(graph, placement_of(graph, ()).sites)}
-    watched = {p.site.activation: network.get_submodule(p.path) for p in places if p.site.activation in admitted}
-    amax: dict[str, Tensor] = {}
-
-    def watch(activation: str, values: Tensor) -> None:
-        largest = values.detach().abs().flatten(0, -2).amax(0).double().cpu()
-        amax[activation] = torch.maximum(amax.get(activation, largest), largest)
-
-    handles = [
-        module.register_forward_pre_hook(lambda _, inputs, name=name: watch(name, inputs[0]))
-        for name, module in watched.items()
-    ]
-    try:
-        with evaluating(network), torch.no_grad():
-            for some in images[:IMAGES].split(16):
-                network(some)
-    finally:
-        for handle in handles:
-            handle.remove()
-    found = {name: exponents_of(admitted[name], largest.numpy()) for name, largest in amax.items()}
-    return {name: exponents for name, exponents in found.items() if any(exponents)}
+def _exponents(graph: "onnx.ModelProto", images: Tensor) -> dict[str, tuple[int, ...]]:
+    """Activation -> factors' exponents, as `lctr quantize` finds them on the same images (rule 6)."""
+    batches = (some.cpu().numpy() for some in images[:IMAGES].split(16))
+    with tempfile.TemporaryDirectory() as folder:
+        return exponents_on(graph, Path(folder) / "observer.onnx", batches, input_name=INPUT, images=len(images))
 
 
 def _quantizers(even: "onnx.ModelProto", form: Form, bits: Bits) -> dict[str, ActivationQuantizer]:
