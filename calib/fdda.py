@@ -249,8 +249,9 @@ class _Training:
         terms = {"random_class": entropy[:batch].mean(), "single_class": entropy[batch:].mean()}
         if self._alignment is None:
             return terms | {"total_variation": total_variation(images)}
-        halves = [layer[:batch] for layer in seen], [layer[batch:] for layer in seen]
-        return terms | self._alignment.losses(*halves, single, self._random)
+        # In chunks: the gradients of two slices would be two batches that are half empty.
+        mixed_seen, single_seen = zip(*(layer.chunk(2) for layer in seen), strict=True)
+        return terms | self._alignment.losses(mixed_seen, single_seen, single, self._random)
 
     def _refining_terms(self, alignment: Alignment, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The weighted losses of images (B, 3, S, S) of the labels (B,), each of which is aligned by itself, too."""

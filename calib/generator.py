@@ -44,6 +44,10 @@ PAPER = GeneratorConfig(latent=100, widths=(128, 128, 64), doublings=2, contrast
 FAST = GeneratorConfig(latent=100, widths=(64, 64, 32), doublings=3, contrast=True)
 
 
+TAPS = torch.tensor([[[1.0, 0, 0], [0, 1, 0], [0, 1, 0]], [[0, 1, 0], [0, 1, 0], [0, 0, 1]]])
+"""Of each of the two rows (or columns) that come of one, [tap on the large grid, row of the small grid it falls on]."""
+
+
 class ConditionalBatchNorm(nn.Module):
     """BatchNorm whose scale and shift are looked up per class."""
 
@@ -58,10 +62,32 @@ class ConditionalBatchNorm(nn.Module):
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """(B, K, h, w), (B,) -> (B, K, h, w)."""
-        scale: Tensor = self.scale(labels)
-        shift: Tensor = self.shift(labels)
         normalized: Tensor = self.normalize(features)
-        return normalized * scale[:, :, None, None] + shift[:, :, None, None]
+        # In the features' type: under autocast float32 looked up here would make all that follows float32.
+        scale, shift = (each(labels).to(normalized.dtype)[:, :, None, None] for each in (self.scale, self.shift))
+        return torch.addcmul(shift, normalized, scale)
+
+
+class DoublingConvolution(nn.Conv2d):
+    """Nearest-neighbour up-sampling by two, then a convolution of three by three taps, which the grid's edge pads.
+
+    Up-sampled neighbours are equal: so each of the four pixels that come of one is a convolution of the small grid, in
+    which taps that fall on equal values are summed first. The large grid of all channels never exists, which is three
+    times as fast on a CPU; and unlike `interpolate`'s, the gradient is summed in a fixed order on a GPU.
+    """
+
+    taps: Tensor
+    bias: Tensor
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__(channels, outputs, 3, padding=1)
+        self.register_buffer("taps", TAPS)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, K, h, w) -> (B, O, 2h, 2w)."""
+        weight = torch.einsum("yik,xjl,ocij->oyxckl", self.taps, self.taps, self.weight).flatten(0, 2)
+        pixels = F.conv2d(features, weight, self.bias.repeat_interleave(4), padding=1)
+        return F.pixel_shuffle(pixels, 2)
 
 
 class Generator(nn.Module):
@@ -92,13 +118,13 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         self.image_size = image_size
-        self.doublings = config.doublings
         # Rounded up: what is too much is cut off at the end.
         self.start = -(-image_size // 2**config.doublings)
         self.linear = nn.Linear(config.latent, config.widths[0] * self.start**2)
         outputs = (*config.widths[1:], 3)
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(i, o, 3, padding=1) for i, o in zip(config.widths, outputs, strict=True)
+            DoublingConvolution(i, o) if stage < config.doublings else nn.Conv2d(i, o, 3, padding=1)
+            for stage, (i, o) in enumerate(zip(config.widths, outputs, strict=True))
         )
         self.norms = nn.ModuleList(
             ConditionalBatchNorm(width, num_classes, CBN_EPS if stage else 1e-5)
@@ -118,8 +144,8 @@ class Generator(nn.Module):
             features = norm(features, labels)
             if stage:
                 features = F.leaky_relu(features, LEAK)
-            features = convolution(doubled(features) if stage < self.doublings else features)
-        colours = torch.tanh(centre_cropped(features, self.image_size))
+            features = convolution(features)
+        colours = torch.tanh(centre_cropped(features, self.image_size).float())
         images = self.contrast(colours, labels) if self.contrast else F.batch_norm(colours, None, None, training=True)
         normalized: Tensor = (self.pixels(images) - self.mean) / self.std
         return normalized
@@ -138,16 +164,6 @@ def _colours(mean: float, std: float) -> tuple[float, float]:
     low, high = TELLING_MEANS
     least, most = TELLING_STDS
     return (mean, std) if low <= mean <= high and least <= std <= most else (MEAN, STD)
-
-
-def doubled(features: Tensor) -> Tensor:
-    """Nearest-neighbour up-sampling by two: (B, K, h, w) -> (B, K, 2h, 2w).
-
-    By copying, not `interpolate`: the gradient of the latter is summed in no fixed order on a GPU.
-    """
-    batch, channels, height, width = features.shape
-    copied = features[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
-    return copied.reshape(batch, channels, 2 * height, 2 * width)
 
 
 def centre_cropped(features: Tensor, size: int) -> Tensor:

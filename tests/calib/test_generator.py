@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_vit import MEAN, STD
 
-from calib.generator import FAST, PAPER, ConditionalBatchNorm, Generator, centre_cropped, doubled
+from calib.generator import FAST, PAPER, ConditionalBatchNorm, DoublingConvolution, Generator, centre_cropped
 
 
 def images_of(size, config=FAST, classes=3, batch=4):
@@ -92,8 +92,26 @@ def test_the_label_changes_the_image():
     assert not torch.allclose(first, second)
 
 
-def test_doubled_copies_each_pixel_four_times():
-    assert doubled(torch.tensor([[[[1.0, 2.0]]]])).tolist() == [[[[1, 1, 2, 2], [1, 1, 2, 2]]]]
+def test_doubling_convolution_by_hand():
+    convolution = DoublingConvolution(1, 1)
+    with torch.no_grad():
+        convolution.weight.copy_(torch.arange(1.0, 10).view(1, 1, 3, 3))
+        convolution.bias.fill_(100)
+    # Up-sampled: 1 1 2 2 twice, then 3 3 4 4 twice. Its first pixel meets the taps 5 6 8 9, all on ones; the second of
+    # the second row 1 2 3 / 4 5 6 / 7 8 9 on 1 1 2 / 1 1 2 / 3 3 4.
+    found = convolution(torch.tensor([[[[1.0, 2], [3, 4]]]]))[0, 0]
+    assert found.shape == (4, 4)
+    assert found[0, 0] == 128
+    assert found[1, 1] == 100 + (1 + 2 + 6) + (4 + 5 + 12) + (21 + 24 + 36)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 1, 1), (1, 5, 3, 4), (3, 5, 7, 2)])
+def test_doubling_convolution_is_a_convolution_of_the_doubled_grid(shape):
+    torch.manual_seed(0)
+    convolution, features = DoublingConvolution(5, 4).double(), torch.randn(shape, dtype=torch.float64)
+    doubled = features.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    expected = torch.nn.functional.conv2d(doubled, convolution.weight, convolution.bias, padding=1)
+    torch.testing.assert_close(convolution(features), expected)
 
 
 def test_centre_cropped():

@@ -15,6 +15,7 @@ from calib.patch_similarity import (
     PatchSimilarityConfig,
     density,
     differential_entropy,
+    pair_density,
     patch_similarities,
     patch_similarity_loss,
     similarity_entropy,
@@ -43,6 +44,19 @@ def test_density_is_the_mean_of_the_kernels_and_integrates_to_one():
     found = density(tensor([[0.1, 0.4, 0.4, 0.8]]), points)
     assert torch.trapezoid(found, points).item() == pytest.approx(1, rel=1e-4)
     assert found[0, points.sub(0.4).abs().argmin()].item() == pytest.approx(39.894228 / 2, rel=1e-3)
+
+
+def test_density_has_the_gradient_of_its_formula():
+    samples = torch.tensor([[0.30, 0.31, 0.5], [-0.2, 0.29, 0.3]], dtype=torch.float64, requires_grad=True)
+    points = torch.tensor([0.295, 0.305, 0.9], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: density(x, points), samples)
+
+
+def test_each_pair_of_patches_counts_twice_and_a_patch_with_itself_once():
+    similarities = patch_similarities(torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)))
+    points = torch.linspace(-1, 1, 50)
+    everything = density(similarities.flatten(1), points)
+    torch.testing.assert_close(pair_density(similarities, points), everything, rtol=1e-4, atol=1e-5)
 
 
 def test_entropy_of_a_gaussian():
