@@ -190,11 +190,11 @@ def _speed(rows: tuple[LatencyRow, ...], place: str) -> Claim:
 def _pace(row: LatencyRow, baseline: str) -> str:
     value, low, high = row.speed
     spread = f"{low:.2f} to {high:.2f} at 95 %"
+    sure = ", so not beyond noise" if low <= 1 <= high else ""
     if value > 1 + EVEN:
-        sure = "" if low > 1 else ", so not beyond noise"
         return f"runs {value:.2f}{TIMES} as fast as {baseline} at batch {row.batch} ({spread}{sure})"
     if value < 1 / (1 + EVEN):
-        return f"is slower than {baseline} at batch {row.batch}: {value:.2f}{TIMES} its speed ({spread})"
+        return f"is slower than {baseline} at batch {row.batch}: {value:.2f}{TIMES} its speed ({spread}{sure})"
     return f"is as fast as {baseline} at batch {row.batch} ({value:.2f}{TIMES}, {spread})"
 
 
