@@ -1,4 +1,4 @@
-"""A one-block vision transformer with explicit Q/DQ, small enough to read and to build in half a second."""
+"""Shared: a one-block vision transformer with explicit Q/DQ, built in half a second, and a GPU that is none."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fake_tensorrt import FakeGPU, FakeVendor
 from onnx import TensorProto, helper, numpy_helper
+
+from engines import cuda
 
 BATCH, SIDE, PATCH, WIDTH, HEADS, CLASSES = "B", 32, 8, 32, 2, 5
 TOKENS = (SIDE // PATCH) ** 2
@@ -176,3 +179,15 @@ def write_product(tmp_path: Path) -> Callable[..., Path]:
         return write(tmp_path / "product.onnx", g, {"x": [BATCH, 16, 64]}, {"y": [BATCH, 16, 128]})
 
     return writer
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGPU:
+    fake = FakeGPU()
+    monkeypatch.setattr(cuda, "device", lambda: fake)
+    return fake
+
+
+@pytest.fixture
+def vendor(gpu: FakeGPU) -> FakeVendor:
+    return FakeVendor(gpu)

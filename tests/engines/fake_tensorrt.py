@@ -5,18 +5,22 @@ The vendor's engine answers `sum` (B,), twice the sum over an image, in the type
 
 import enum
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from engines.backend import Session
 from engines.device import DeviceDescription
+from engines.tensorrt_session import running
 from toolchain.errors import BackendError
 
 UPLOAD, KERNELS, GRAPH, DOWNLOAD, FLUSH = 1, 5, 3, 2, 100
 """Milliseconds on the GPU's clock."""
 L2 = 4096
+SOURCE = Path("model.engine")
 
 
 class FakeGPU:
@@ -283,3 +287,11 @@ class FakeCachingEngine(FakeEngine):
 
     def set_runtime_cache(self, cache: FakeCache) -> bool:
         return cache is self.trt.cache
+
+
+def opened(vendor: FakeVendor, **options: Any) -> AbstractContextManager[Session]:
+    return running(vendor, "TensorRT", b"engine", SOURCE, {"tau": "0.3"}, **options)
+
+
+def images(batch: int, dtype: str = "float32") -> dict[str, np.ndarray]:
+    return {"image": np.arange(3 * batch).reshape(batch, 3).astype(dtype)}
