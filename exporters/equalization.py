@@ -138,15 +138,15 @@ def exponents_of(linears: Linears, amax: NDArray[np.floating], alpha: float = AL
 
     Args:
         linears: that read the activation.
-        amax: (C,) largest |x| observed in each of `linears.channels`; (D,) where one head of values serves all.
+        amax: largest |x| observed in each of `linears.channels`, (C,); of values by head as many as they have.
         alpha: how much of the activation's spread goes into the weights, 0 to 1.
 
     Raises:
         ModelError: the activation has another number of channels than the weights.
     """
     x, w = np.asarray(amax, np.float64), linears.weight_amax
-    if linears.channels.by_head and w.size % x.size == 0:
-        x = np.tile(x, w.size // x.size)
+    if linears.channels.by_head:
+        x = _by_input(x, w.size)
     if x.shape != w.shape:
         raise ModelError(
             f"Tensor '{linears.activation}' has {x.size} channels, its weights {w.size}: check the model's shapes."
@@ -161,6 +161,14 @@ def exponents_of(linears: Linears, amax: NDArray[np.floating], alpha: float = AL
     exponents = np.zeros(x.size, np.int64)
     exponents[alive] = np.clip(wanted, 0, largest)
     return tuple(exponents.tolist())
+
+
+def _by_input(amax: NDArray[np.float64], channels: int) -> NDArray[np.float64]:
+    """Of the values of all heads, (H * D,), as the linears read them: side by side, one for all, or head by head."""
+    if channels % amax.size == 0:
+        return np.tile(amax, channels // amax.size)
+    largest: NDArray[np.float64] = amax.reshape(-1, channels).max(0) if amax.size % channels == 0 else amax
+    return largest
 
 
 def equalized_from_float(

@@ -282,11 +282,19 @@ def test_rule_9_no_average_is_louder_than_its_values():
         assert (np.abs(even).max((0, 1)) <= np.abs(tokens).max((0, 1)) / 2.0 ** np.array(exponents) * (1 + 1e-6)).all()
 
 
+def by_head(weights):
+    return Linears("x", (), np.ones(weights), np.dtype(np.float32), Channels("values", by_head=True))
+
+
 def test_rule_9_one_head_of_values_for_all():
-    shared = Linears("x", (), np.ones(4), np.dtype(np.float32), Channels("values", by_head=True))
-    assert exponents_of(shared, np.array([1.0, 16]), alpha=1) == exponents_of(
-        linears([1] * 4), np.array([1.0, 16, 1, 16]), 1
-    )
+    loud = np.array([1.0, 16])
+    assert exponents_of(by_head(4), loud, alpha=1) == exponents_of(linears([1] * 4), np.tile(loud, 2), alpha=1)
+
+
+def test_rule_9_a_linear_for_each_head_has_the_loudest():
+    # Heads (1, 64) and (16, 1): a linear of two inputs reads both.
+    found = exponents_of(by_head(2), np.array([1.0, 64, 16, 1]), alpha=1)
+    assert found == exponents_of(linears([1, 1]), np.array([16.0, 64]), alpha=1)
 
 
 @pytest.mark.parametrize("exponents", [{"x": [1]}, {"other": [1] * 16}])
