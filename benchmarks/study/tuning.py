@@ -8,7 +8,7 @@ images of the first seed: one rate for all would decide the comparison, for what
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from toolchain.errors import TrainingError
 from toolchain.finetuning.construction import student_from_float
 from toolchain.finetuning.images import Images
 from toolchain.finetuning.loop import Schedule, finetune
-from toolchain.finetuning.student import Bits, Form
+from toolchain.finetuning.student import Bits, Form, Student
 
 ARMS = (UNTUNED, ZERO_SHOT, CENTERED, ALIGNED, REAL)
 WEIGHTS: Mapping[str, LossWeights] = {
@@ -83,6 +83,8 @@ class _Subject:
     def __init__(self, plan: FineTuningPlan, study: Study) -> None:
         self._plan, self._device = plan, study.device
         self._room = study.room / f"resnet20-{plan.train_images}-images-{plan.train_epochs}-epochs"
+        # The best learning rate's student of the first seed is judged twice, on validation and on test images.
+        self._student = cache(self._tuned)
 
     @cached_property
     def _train(self) -> Images:
@@ -125,29 +127,31 @@ class _Subject:
     def validated(self, arm: str, rate: float) -> dict[str, Any]:
         """On validation images, tuned at this learning rate; None: it diverged."""
         try:
-            return {"top1": self._tuned(self._images(arm, 0), rate, 0, self._validation)}
+            student = self._student(arm, 0, rate)
         except TrainingError:
             return {"top1": None}
+        return {"top1": _top1(logits_of(student, self._validation), self._validation)}
 
     def accuracy(self, arm: str, seed: int, rate: float) -> dict[str, Any]:
         """On test images; and in percent how many of its images the network takes for what they were made as."""
-        images = self._images(ALIGNED if arm == UNTUNED else arm, seed)
+        student, images = self._student(arm, seed, rate), self._images(arm, seed)
         return {
-            "top1": self._tuned(images, rate, seed, self._test),
+            "top1": _top1(logits_of(student, self._test), self._test),
             "label_agreement": _top1(logits_of(self._network, images), images),
         }
 
-    def _tuned(self, images: Images, rate: float, seed: int, judged: Images) -> float:
-        """Top-1 in percent of a student; at a rate of 0 its ranges are all that it learns."""
+    def _tuned(self, arm: str, seed: int, rate: float) -> Student:
+        """A student of the arm; at a rate of 0 its ranges are all that it learns."""
         bits = Bits(self._plan.bits, self._plan.bits, self._plan.bits)
         on_cpu = copy.deepcopy(self._network).cpu()
         student = student_from_float(on_cpu, Form(SIZE, largest_pixel=WINDOW.largest), bits)
         schedule = Schedule(epochs=self._plan.epochs if rate else 1, range_epochs=1, learning_rate=rate, seed=seed)
-        finetune(student.to(self._device), self._network, images, schedule)
-        return _top1(logits_of(student, judged), judged)
+        finetune(student.to(self._device), self._network, self._images(arm, seed), schedule)
+        return student
 
     def _images(self, arm: str, seed: int) -> Images:
         much = self._plan.synthesis
+        arm = ALIGNED if arm == UNTUNED else arm
         if arm == REAL:
             assert self._train.labels is not None
             rows = torch.from_numpy(np.random.default_rng(seed).permutation(len(self._train.labels))[: much.count])
