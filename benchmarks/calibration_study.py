@@ -9,7 +9,7 @@ EfficientNet-Lite0, which the first run installs into the working folder and now
 fine-tuned at four bits; seconds to a set of images. `-o` gets the record (`study.json`), the tables (`study.md`), plots
 and a picture, all made from the record but the picture. Every figure is kept in `--work` as soon as it is there, so a
 study that was killed goes on. `--parts` measures some parts now and takes the others over from the record that stands
-in `-o`; the record says which code each part was measured with. Two hours and more on two cores; `--quick` ten
+in `-o`; the record says which code each part was measured with. About two hours on two cores; `--quick` ten
 minutes.
 """
 

@@ -1,6 +1,6 @@
 """How much the full study measures, the quick one and the least that runs.
 
-Seconds are unit costs on two idle cores (AMD EPYC with AVX-512 VNNI), for the estimate alone.
+Seconds are unit costs on two idle cores (Intel Xeon with AMX), for the estimate alone.
 """
 
 from photographs import Photographs
@@ -32,13 +32,13 @@ def full(photos: Photographs) -> Plan:
         images=128,
         seeds=5,
         routes={
-            PSAQ: Synthesis(count=64, steps=60, step_seconds=0.7),
+            PSAQ: Synthesis(count=64, steps=60, step_seconds=0.9),
             GUIDE: Synthesis(count=256, steps=150, step_seconds=0.15),
             TOKEN: Synthesis(count=256, steps=150, step_seconds=0.25),
         },
         guide_epochs=6,
         calibration_seconds=0.02,
-        evaluation_seconds=0.003,
+        evaluation_seconds=0.004,
         widths=(W8A8, W8A6, W6A6),
     )
     photographs = LocalizerPlan(
@@ -49,9 +49,9 @@ def full(photos: Photographs) -> Plan:
         images=32,
         seeds=5,
         routes={
-            PSAQ: Synthesis(count=16, steps=30, step_seconds=3.0),
+            PSAQ: Synthesis(count=16, steps=30, step_seconds=2.0),
             GUIDE: Synthesis(count=64, steps=80, step_seconds=1.0),
-            TOKEN: Synthesis(count=64, steps=150, step_seconds=2.0),
+            TOKEN: Synthesis(count=64, steps=150, step_seconds=1.25),
         },
         guide_epochs=5,
         guide_seconds=350,
@@ -63,10 +63,10 @@ def full(photos: Photographs) -> Plan:
         (bundled, photographs),
         BatchNormPlan(
             seeds=2,
-            synthesis=Synthesis(count=64, steps=150, step_seconds=0.8),
+            synthesis=Synthesis(count=64, steps=150, step_seconds=2.6),
             images=64,
             test_images=300,
-            evaluation_seconds=0.015,
+            evaluation_seconds=0.03,
         ),
         FineTuningPlan(
             train_images=8000,
@@ -74,11 +74,11 @@ def full(photos: Photographs) -> Plan:
             test_images=2400,
             validation_images=2400,
             seeds=5,
-            synthesis=Synthesis(count=512, steps=100, step_seconds=0.15),
+            synthesis=Synthesis(count=512, steps=100, step_seconds=0.2),
             epochs=6,
             learning_rates=(1e-6, 1e-5, 1e-4),
             train_seconds=240,
-            epoch_seconds=3.4,
+            epoch_seconds=5.0,
         ),
         SpeedPlan(count=256, steps=150, seconds=30),
     )
