@@ -1,6 +1,5 @@
 """How large the channels of activations get: what equalization is decided on."""
 
-import math
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -60,8 +59,10 @@ def channel_amax(
 
 
 def _largest(tensor: str, values: NDArray[np.floating], by_head: bool) -> NDArray[np.float64]:
-    beside = values.swapaxes(1, 2) if by_head else values
-    rows = beside.reshape(-1, math.prod(beside.shape[2 if by_head else -1 :]))
+    if by_head:
+        batch, heads, positions, depth = values.shape
+        values = values.swapaxes(1, 2).reshape(batch, positions, heads * depth)
+    rows = values.reshape(-1, values.shape[-1])
     largest: NDArray[np.float64] = np.maximum(rows.max(0, initial=0), -rows.min(0, initial=0)).astype(np.float64)
     if not np.isfinite(largest).all():
         raise ModelError(f"Tensor '{tensor}' holds NaN or infinity: check the model in float32 on the same images.")

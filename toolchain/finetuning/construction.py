@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor, nn
 
-from calib.channels import IMAGES
 from exporters.placement import Constants, Placement, Site, casts_of
 from exporters.scales import levels_of_bits
 from exporters.torch_export import INPUT
@@ -122,7 +121,7 @@ def _place(site: Site, modules: Mapping[str, nn.Module]) -> _Place:
 
 def _exponents(graph: "onnx.ModelProto", images: Tensor) -> dict[str, tuple[int, ...]]:
     """Activation -> factors' exponents, as `lctr quantize` finds them on the same images (rule 6)."""
-    batches = (some.cpu().numpy() for some in images[:IMAGES].split(16))
+    batches = (some.cpu().numpy() for some in images.split(16))
     with tempfile.TemporaryDirectory() as folder:
         return exponents_on(graph, Path(folder) / "observer.onnx", batches, input_name=INPUT, images=len(images))
 
