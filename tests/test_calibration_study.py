@@ -17,6 +17,8 @@ def test_the_least_study_is_whole_and_is_not_measured_twice(tmp_path: Path) -> N
     arms = [run["arm"] for run in localizer["runs"]]
     assert arms == ["noise", "one real image a class", "PSAQ-ViT", "guide-FDDA", "token-FDDA", "real images"]
     assert all({"W8A8", "W6A6"} == set(run["widths"]) for run in localizer["runs"])
+    assert {run["arm"] for run in localizer["runs"] if "deciding" in run} == {"token-FDDA", "real images"}
+    assert "by which the bound is judged" in (tmp_path / "result" / "study.md").read_text()
     assert record["fine-tuning"]["runs"][0]["arm"] == "no fine-tuning"
     assert record["speed"][0]["pixels"] == 96
     files = {path.name for path in (tmp_path / "result").iterdir()}

@@ -43,6 +43,21 @@ def test_the_better_route_is_held_against_real_images(logits: float, top1: float
     assert verdict.found.startswith("token-FDDA")
 
 
+def test_a_bound_is_judged_by_the_arms_and_images_that_decide() -> None:
+    record = localizer(29.6)
+    *others, token, real = record["localizers"][0]["runs"]
+    # On the few test images the guide is best, on the many that decide it was not looked at.
+    others[1]["widths"]["W8A8"]["logits_snr_db"] = 31.0
+    for each, logits in ((token, 28.0), (real, 29.0)):
+        each["deciding"] = {**each["widths"]["W8A8"], "logits_snr_db": logits}
+    (verdict,) = verdicts(record)
+    assert verdict.found.startswith("token-FDDA")
+    assert "+1.00 dB of logits" in verdict.found
+    # Noise, as before, on the test images.
+    assert verdict.found.endswith("noise +20.00 dB of logits")
+    assert not verdict.holds
+
+
 @pytest.mark.parametrize(
     ("ours", "rival", "holds"),
     [((92.0, 93.0), (90.0, 91.0), True), ((91.0, 92.0), (90.5, 91.5), False), ((90.0, 90.0), (91.0, 91.0), False)],

@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -15,8 +14,8 @@ from calib import image_set, statistics
 from study.arms import GUIDE, NOISE, PSAQ, REAL, SEED_IMAGES, TOKEN
 from study.images import ImageSet, drawn, drawn_of_each_class, made
 from study.ledger import Study
-from study.plan import LocalizerPlan
-from study.widths import observed_ranges, quantized
+from study.plan import DECIDING_ARMS, LocalizerPlan
+from study.widths import W8A8, observed_ranges, quantized
 from toolchain import stages
 from toolchain.artifacts import sha256_of, sidecar_of
 from toolchain.boxes import box_from_map, iou
@@ -67,6 +66,39 @@ class HeldOut:
         return Outputs(logits, maps, self.labels, self.boxes, self.window.image_size)
 
 
+@dataclass(frozen=True)
+class Reference:
+    """FP32 on held-out images, which other files are compared with.
+
+    Attributes:
+        held_out: the images.
+        outputs: of FP32.
+        tau: that boxes are read at.
+    """
+
+    held_out: HeldOut
+    outputs: Outputs
+    tau: float
+
+    @property
+    def accuracy(self) -> dict[str, Any]:
+        """Of FP32 itself."""
+        return _accuracy(self.outputs, self.tau)
+
+    def figures(self, path: Path) -> dict[str, Any]:
+        """Accuracy of the localizer in a file, and how far it is from FP32."""
+        found, size = self.held_out.outputs(path), self.outputs.image_size
+        pairs = zip(found.maps, self.outputs.maps, strict=True)
+        overlap = [iou(*(box_from_map(each, size, self.tau).box for each in pair)) for pair in pairs]
+        error = asdict(output_error(found, self.outputs, self.tau))
+        return {**_accuracy(found, self.tau), **error, "box_iou": 100 * float(np.mean(overlap))}
+
+
+def _accuracy(found: Outputs, tau: float) -> dict[str, Any]:
+    evaluation = asdict(evaluate(found, tau))
+    return {metric: evaluation[metric] for metric in METRICS}
+
+
 def held_out(data: str, window: Preprocessing, count: int) -> HeldOut:
     """The first, or evenly spread, test images of a data set."""
     samples = [sample for chunk in decoded_chunks(open_data(data, "test", window, count)) for sample in chunk]
@@ -74,20 +106,23 @@ def held_out(data: str, window: Preprocessing, count: int) -> HeldOut:
     return HeldOut(images, labels, tuple(s.box for s in samples), window)
 
 
-def measured(plan: LocalizerPlan, study: Study, arms: Collection[str] | None = None) -> dict[str, Any]:
-    """FP32, and some arms or every one with every seed: width -> figures, and the range of each tensor."""
+def measured(plan: LocalizerPlan, study: Study) -> dict[str, Any]:
+    """FP32, and every arm with every seed: width -> figures, and the range of each tensor."""
     subject = _Subject(plan, study)
     about = {"subject": subject.name, "test": plan.test_images}
-    reference = study.ledger.result(subject.float_accuracy, **about)
+    reference = study.ledger.result(partial(subject.float_accuracy, plan.test_images), **about)
     runs = []
     for seed in range(plan.seeds):
-        for arm in plan.arms if arms is None else arms:
+        for arm in plan.arms:
             source, made_in = subject.source(arm, seed)
+            deciding = plan.deciding_images if arm in DECIDING_ARMS else None
             key = {**about, "arm": arm, "seed": seed, "widths": [width.name for width in plan.widths]}
-            found = study.ledger.result(partial(subject.quality, source), **key, images=source.description)
+            key |= {"images": source.description, "deciding": deciding}
+            found = study.ledger.result(partial(subject.quality, source, deciding), **key)
             runs.append({"arm": arm, "seed": seed, "images": source.count, "made_in_s": made_in, **found})
             print(f"{plan.name}: {arm}, seed {seed}: {found['seconds']:.0f} s", flush=True)
     facts = {"name": plan.name, "model": plan.model.name, "test_images": plan.test_images}
+    facts |= {"deciding_images": plan.deciding_images}
     return {**facts, "steps": {arm: route.steps for arm, route in plan.routes.items()}, "fp32": reference, "runs": runs}
 
 
@@ -103,15 +138,16 @@ class _Subject:
         self._training = cache(partial(open_data, plan.data, "train", self._card.preprocessing))
         self._float = self._room / "model.onnx"
         stages.float_onnx(plan.model, self._float)
+        self._reference = cache(self._measured_reference)
 
     @property
     def name(self) -> str:
         """With a part of the checkpoint's hash."""
         return self._room.name
 
-    def float_accuracy(self) -> dict[str, Any]:
-        """Of FP32."""
-        return _kept(asdict(evaluate(self._reference, self._card.tau)))
+    def float_accuracy(self, images: int) -> dict[str, Any]:
+        """Of FP32 on so many held-out images."""
+        return self._reference(images).accuracy
 
     def source(self, arm: str, seed: int) -> tuple[CalibrationSource, float | None]:
         """The images of an arm, and the seconds that making them took; None: nobody made them."""
@@ -136,29 +172,22 @@ class _Subject:
         built = method_of(request, known, held)
         return made(self._room, name, built, known.teacher, count=route.count, seed=seed)
 
-    def quality(self, source: CalibrationSource) -> dict[str, Any]:
-        """Of the model, calibrated with these images, at each width; and the ranges that they give."""
+    def quality(self, source: CalibrationSource, deciding: int | None) -> dict[str, Any]:
+        """Of the model, calibrated with these images, at each width; and the ranges that they give.
+
+        With `deciding`, W8A8 is judged on so many images, too.
+        """
+        reference = self._reference(self._plan.test_images)
         with tempfile.TemporaryDirectory() as name:
             files = quantized(self._float, source, Path(name), self._plan.widths, Stated())
-            outputs = {width.name: self._held_out.outputs(path) for width, path in files.items()}
-        figures = {width: self._figures(found, self._reference) for width, found in outputs.items()}
-        return {"widths": figures, "amax": observed_ranges(self._float, source, self._card.preprocessing)}
+            found: dict[str, Any] = {"widths": {w.name: reference.figures(path) for w, path in files.items()}}
+            if deciding is not None:
+                found["deciding"] = self._reference(deciding).figures(files[W8A8])
+        return found | {"amax": observed_ranges(self._float, source, self._card.preprocessing)}
 
-    def _figures(self, found: Outputs, reference: Outputs) -> dict[str, Any]:
-        size, tau = found.image_size, self._card.tau
-        pairs = zip(found.maps, reference.maps, strict=True)
-        overlap = [iou(*(box_from_map(each, size, tau).box for each in pair)) for pair in pairs]
-        error = asdict(output_error(found, reference, tau))
-        return {**_kept(asdict(evaluate(found, tau))), **error, "box_iou": 100 * float(np.mean(overlap))}
-
-    @cached_property
-    def _held_out(self) -> HeldOut:
-        return held_out(self._plan.data, self._card.preprocessing, self._plan.test_images)
-
-    @cached_property
-    def _reference(self) -> Outputs:
-        """Of FP32."""
-        return self._held_out.outputs(self._float)
+    def _measured_reference(self, images: int) -> Reference:
+        held = held_out(self._plan.data, self._card.preprocessing, images)
+        return Reference(held, held.outputs(self._float), self._card.tau)
 
     def _network(self, arm: str) -> tuple[KnownTeacher, str]:
         """What images of a synthetic arm are made for, and by which method."""
@@ -188,10 +217,6 @@ class _Subject:
         run = Run(self._card.preset, self._plan.data, recipe, images=self._plan.guide_images, device=self._device)
         guide, _ = stages.guide(GuideRun(run, self._plan.guide_epochs), model)
         return guide.artifact.path
-
-
-def _kept(evaluation: dict[str, Any]) -> dict[str, Any]:
-    return {metric: evaluation[metric] for metric in METRICS}
 
 
 def synthetic_sets(plan: LocalizerPlan, study: Study) -> dict[str, ImageSet]:

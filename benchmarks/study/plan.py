@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from study.arms import NOISE, REAL, SEED_IMAGES
+from study.arms import NOISE, REAL, SEED_IMAGES, TOKEN
 from study.widths import W6A6, W8A6, W8A8, Width
 
 BUNDLED_NAME, PHOTOGRAPHS, BATCHNORM, FINE_TUNING, SPEED = PARTS = (
@@ -15,6 +15,9 @@ BUNDLED_NAME, PHOTOGRAPHS, BATCHNORM, FINE_TUNING, SPEED = PARTS = (
     "speed",
 )
 """What can be measured alone: a localizer each, a pretrained and a trained BatchNorm network, the clock."""
+
+DECIDING_ARMS = (TOKEN, REAL)
+"""Arms between which a small difference decides; every one on so many images would take half an hour more."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class LocalizerPlan:
         model: checkpoint with statistics beside it.
         data: as for `--data`.
         test_images: held-out images.
+        deciding_images: likewise, for the arms in `DECIDING_ARMS` at W8A8; None: `test_images` will do.
         images: in the arms noise and real.
         seeds: runs of each arm.
         routes: arm -> how much of it.
@@ -65,6 +69,7 @@ class LocalizerPlan:
     seeds: int
     routes: Mapping[str, Synthesis]
     guide_epochs: int
+    deciding_images: int | None = None
     guide_images: int | None = None
     guide_seconds: float = 0.0
     calibration_seconds: float = 0.0
@@ -82,6 +87,7 @@ class LocalizerPlan:
         made = sum(route.seconds for route in self.routes.values())
         images = sum(route.count for route in self.routes.values()) + 3 * self.images
         evaluated = len(self.arms) * len(self.widths) * self.test_images
+        evaluated += len(DECIDING_ARMS) * (self.deciding_images or 0)
         each_seed = made + images * self.calibration_seconds + evaluated * self.evaluation_seconds
         return self.guide_seconds + self.seeds * each_seed
 

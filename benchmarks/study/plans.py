@@ -51,8 +51,9 @@ def full(photos: Photographs) -> Plan:
         routes={
             PSAQ: Synthesis(count=16, steps=30, step_seconds=2.0),
             GUIDE: Synthesis(count=64, steps=80, step_seconds=1.0),
-            TOKEN: Synthesis(count=64, steps=150, step_seconds=1.25),
+            TOKEN: Synthesis(count=96, steps=150, step_seconds=1.8),
         },
+        deciding_images=800,
         guide_epochs=5,
         guide_seconds=350,
         calibration_seconds=0.22,
@@ -129,6 +130,7 @@ def least() -> Plan:
         images=12,
         seeds=1,
         routes=dict.fromkeys((PSAQ, GUIDE, TOKEN), route),
+        deciding_images=24,
         guide_epochs=1,
         guide_images=120,
         widths=(W8A8, W6A6),

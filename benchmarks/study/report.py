@@ -7,7 +7,7 @@ import numpy as np
 from record import markdown
 
 from study.arms import REAL
-from study.summary import Runs, arms_of, figure, of_arm, range_ratios, spread
+from study.summary import DECIDING, Runs, arms_of, deciding, figure, of_arm, range_ratios, spread
 
 LOCALIZER_COLUMNS = {
     "logits SNR dB": ("logits_snr_db", 1),
@@ -27,7 +27,7 @@ def report(record: Mapping[str, Any], pictures: Sequence[str]) -> str:
     """The whole document; `pictures` are the files of the plots beside it."""
     parts = ["# What calibration images are worth", _preamble(record)]
     parts += [f"![{name.partition('.')[0]}]({name})" for name in pictures]
-    parts += [localizer_section(localizer) for localizer in record.get("localizers", ())]
+    parts += [_localizer(localizer) for localizer in record.get("localizers", ())]
     if "batchnorm" in record:
         parts.append(_batchnorm(record["batchnorm"]))
     if "fine-tuning" in record:
@@ -86,16 +86,23 @@ def _preamble(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def localizer_section(localizer: Mapping[str, Any]) -> str:
-    """A localizer's tables: arms at each width, and their ranges."""
+def _localizer(localizer: Mapping[str, Any]) -> str:
+    """A localizer's tables: arms at each width, their ranges, and those that decide on the more images that do."""
     reference = localizer["fp32"]
-    return _by_width(
+    tables = _by_width(
         localizer,
         LOCALIZER_COLUMNS,
         f"## {localizer['name']} ({localizer['model']})",
         f"FP32: Top-1 {reference['top1']:.2f}, GT-Known Loc {reference['gt_known_loc']:.2f} on "
         f"{localizer['test_images']} held-out images. Seeds: {_seeds(localizer['runs'])}.",
     )
+    runs = [run for run in localizer["runs"] if DECIDING in run]
+    if not runs:
+        return tables
+    columns = LOCALIZER_COLUMNS.items()
+    rows = [[arm, *(deciding(runs, arm, m).text(digits) for _, (m, digits) in columns)] for arm in arms_of(runs)]
+    opening = f"### W8A8 on {localizer['deciding_images']} held-out images, by which the bound is judged"
+    return "\n\n".join([tables, opening, markdown(["", *LOCALIZER_COLUMNS], rows)])
 
 
 def _batchnorm(subject: Mapping[str, Any]) -> str:
