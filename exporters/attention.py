@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import onnx
 
+from exporters.constants import Constants
+
 MOVES = {"Cast", "Identity", "Dropout", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
 """Operators that hand probabilities on as they are."""
 SCALES = {*MOVES, "Mul", "Div", "Add", "Sub", "Where"}
@@ -29,16 +31,17 @@ class Channels:
     by_head: bool = False
 
 
-def attention_products(model: onnx.ModelProto, multiplies: Wanted) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
+def attention_products(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
     """Per attention, the product of queries and keys and the one of probabilities and values; in graph order.
 
     RPAM's hops are none: their probabilities are the second operand, or a mean over heads stands between.
-
-    Args:
-        model: any ONNX model.
-        multiplies: whether a node is a product of two activations.
     """
+    constants = Constants(model)
     makers = {output: node for node in model.graph.node for output in node.output}
+
+    def multiplies(node: onnx.NodeProto) -> bool:
+        return node.op_type == "MatMul" and not any(constants.has(name) for name in node.input)
+
     found = []
     for mixing in model.graph.node:
         if not multiplies(mixing):
@@ -50,14 +53,9 @@ def attention_products(model: onnx.ModelProto, multiplies: Wanted) -> list[tuple
     return found
 
 
-def averaged_values(model: onnx.ModelProto, multiplies: Wanted) -> dict[str, Channels]:
-    """Tensors that attention makes -> the values that it averages in them, channel by channel.
-
-    Args:
-        model: any ONNX model.
-        multiplies: as for `attention_products`.
-    """
-    found = {mixing.output[0]: Channels(mixing.input[1]) for _, mixing in attention_products(model, multiplies)}
+def averaged_values(model: onnx.ModelProto) -> dict[str, Channels]:
+    """Tensors that attention makes -> the values that it averages in them, channel by channel."""
+    found = {mixing.output[0]: Channels(mixing.input[1]) for _, mixing in attention_products(model)}
     beside: dict[str, Channels] = {}
     for node in model.graph.node:
         if node.op_type == "Transpose" and node.input[0] in found and _permutation(node) == BESIDE:

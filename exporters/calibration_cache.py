@@ -17,7 +17,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from exporters.placement import Constants, Placement
+from exporters.constants import Constants
+from exporters.placement import Placement
 from exporters.scales import activation_scale
 from toolchain.errors import UsageError
 

@@ -36,7 +36,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from exporters.attention import Channels, averaged_values
-from exporters.placement import Constants, Site, multiplies_activations, name_of
+from exporters.constants import Constants
+from exporters.placement import Site, name_of
 from toolchain.errors import ModelError
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
@@ -115,7 +116,7 @@ def equalizable(model: onnx.ModelProto, sites: Sequence[Site], *, int8_attention
     )
     constants, initializers = Constants(model), {i.name for i in model.graph.initializer}
     inputs, readers = {value.name for value in model.graph.input}, _readers(model)
-    values = averaged_values(model, lambda node: multiplies_activations(node, constants))
+    values = averaged_values(model)
     by_activation: dict[str, list[Site]] = {}
     for site in sites:
         if site.kind != "Conv" and site.activation not in inputs | moved:

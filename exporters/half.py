@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto
 
-from exporters.placement import MOVEMENT
+from exporters.constants import MOVEMENT
 from exporters.shape_inference import inferred
 from toolchain.errors import ModelError
 

@@ -23,22 +23,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from exporters.attention import attention_products
+from exporters.constants import Constants
 from toolchain.errors import ModelError, UsageError, chosen
 
 LEAST_OPSET = 19
 PRODUCTS = ("MatMul", "Gemm", "Conv")
-MOVEMENT = {
-    *("Constant", "Identity", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"),
-    *("Slice", "Split", "Concat"),
-}
-"""Operators through which a weight stays constant; every compiler folds them."""
 LEFT_OPERATORS = {
     "Softmax": "softmax stays float: 8 bits move the map (rule 1)",
     "LayerNormalization": "normalization stays float (rule 1)",
@@ -128,38 +120,6 @@ class Placement:
         return tuple(dict.fromkeys([*(site.activation for site in self.sites), *multiplied]))
 
 
-class Constants:
-    """The constant tensors of a graph, computed when asked for (rule 6)."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        # An initializer that is also an input is only a default: a caller may feed another value.
-        inputs = {value.name for value in model.graph.input}
-        self._initializers = {i.name: i for i in model.graph.initializer if i.name not in inputs}
-        self._makers = {output: node for node in model.graph.node for output in node.output}
-        self._opsets = {o.domain: o.version for o in model.opset_import}
-
-    def has(self, tensor: str) -> bool:
-        """Whether the tensor is an initializer or made of constants by data movement alone."""
-        if tensor in self._initializers:
-            return True
-        maker = self._makers.get(tensor)
-        return (
-            maker is not None
-            and not maker.domain
-            and maker.op_type in MOVEMENT
-            and all(self.has(name) for name in maker.input if name)
-        )
-
-    def value(self, tensor: str) -> NDArray[np.generic]:
-        """The value of a constant tensor."""
-        if tensor in self._initializers:
-            return numpy_helper.to_array(self._initializers[tensor])
-        maker = self._makers[tensor]
-        feeds = {name: self.value(name) for name in maker.input if name}
-        values = ReferenceEvaluator(maker, opsets=self._opsets).run(None, feeds)
-        return np.asarray([*values][list(maker.output).index(tensor)])
-
-
 def placement_from_model(model: onnx.ModelProto, keep_float: Sequence[str] = (), attention: str = "none") -> Placement:
     """Apply the rules to a float graph; the model is not changed.
 
@@ -178,7 +138,7 @@ def placement_from_model(model: onnx.ModelProto, keep_float: Sequence[str] = (),
         raise ModelError(f"The model has opset {opset}: export it with opset {LEAST_OPSET} or later to quantize it.")
     constants = Constants(model)
     whole = chosen("--attention", attention, ATTENTION)
-    attention_sites = _attention_sites(model, constants, keep_float) if whole else ()
+    attention_sites = _attention_sites(model, keep_float) if whole else ()
     in_attention = {output for site in attention_sites for output in site.outputs}
     unmatched = dict.fromkeys(keep_float)
     sites: list[Site] = []
@@ -211,11 +171,6 @@ def casts_of(model: onnx.ModelProto, tensor: str) -> tuple[str, ...]:
     return tuple(same)
 
 
-def multiplies_activations(node: onnx.NodeProto, constants: Constants) -> bool:
-    """Whether the node is a product of two activations."""
-    return node.op_type == "MatMul" and not any(constants.has(name) for name in node.input)
-
-
 def name_of(node: onnx.NodeProto) -> str:
     """The node's name, or its first output's where it has none."""
     return node.name or node.output[0]
@@ -245,11 +200,9 @@ def _site(node: onnx.NodeProto) -> Site:
     return Site(name_of(node), module_of(node), node.op_type, activation, weight, axis, bias, node.output[0])
 
 
-def _attention_sites(
-    model: onnx.ModelProto, constants: Constants, keep_float: Sequence[str]
-) -> tuple[AttentionSite, ...]:
+def _attention_sites(model: onnx.ModelProto, keep_float: Sequence[str]) -> tuple[AttentionSite, ...]:
     """Rule 4: both products of every attention, unless a pattern keeps one of them."""
-    pairs = attention_products(model, lambda node: multiplies_activations(node, constants))
+    pairs = attention_products(model)
     return tuple(
         AttentionSite(
             names=(name_of(scores), name_of(mixing)),

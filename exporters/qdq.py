@@ -36,7 +36,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.placement import AttentionSite, Constants, Left, Placement, Site, name_of
+from exporters.constants import Constants
+from exporters.placement import AttentionSite, Left, Placement, Site, name_of
 from exporters.scales import INT8, Levels, activation_scale, bias_bound, channel_amax, channel_scales
 from exporters.shape_inference import check_whole, inferred
 from toolchain.errors import ModelError

@@ -5,7 +5,8 @@ import pytest
 from onnx import helper
 from small_graphs import RPAM, RPAM_VALUES, attention, conv_net, graph, linear_stack
 
-from exporters.placement import AttentionSite, Constants, Left, Site, casts_of, placement_from_model
+from exporters.constants import Constants
+from exporters.placement import AttentionSite, Left, Site, casts_of, placement_from_model
 from toolchain.errors import ModelError, UsageError
 
 

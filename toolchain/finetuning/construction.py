@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor, nn
 
-from exporters.placement import Constants, Placement, Site, casts_of
+from exporters.constants import Constants
+from exporters.placement import Placement, Site, casts_of
 from exporters.scales import levels_of_bits
 from exporters.torch_export import INPUT
 from toolchain.errors import ModelError, UsageError

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from calib.ranges import KNOWN, Ranges, TensorRange
 from calib.teacher import logits_of
-from exporters.placement import Constants, Placement, Site
+from exporters.constants import Constants
+from exporters.placement import Placement, Site
 from exporters.qdq import graph_hash
 from exporters.scales import INT8, Levels
 from exporters.torch_export import onnx_from_torch
