@@ -28,7 +28,7 @@ def full(photos: Photographs) -> Plan:
         BUNDLED_NAME,
         BUNDLED,
         SHAPES,
-        test_images=2400,
+        test_images=1600,
         images=128,
         seeds=5,
         routes={
@@ -51,7 +51,7 @@ def full(photos: Photographs) -> Plan:
         routes={
             PSAQ: Synthesis(count=16, steps=30, step_seconds=2.0),
             GUIDE: Synthesis(count=64, steps=80, step_seconds=1.0),
-            TOKEN: Synthesis(count=96, steps=150, step_seconds=1.8),
+            TOKEN: Synthesis(count=64, steps=150, step_seconds=1.25),
         },
         deciding_images=800,
         guide_epochs=5,
