@@ -17,7 +17,7 @@ BUNDLED_NAME, PHOTOGRAPHS, BATCHNORM, FINE_TUNING, SPEED = PARTS = (
 """What can be measured alone: a localizer each, a pretrained and a trained BatchNorm network, the clock."""
 
 DECIDING_ARMS = (TOKEN, REAL)
-"""Arms between which a small difference decides; every one on so many images would take half an hour more."""
+"""Arms between which a small difference decides; every one on so many images would take ten minutes more."""
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,9 @@ def _decisive(run: Mapping[str, Any]) -> Mapping[str, float]:
 def _against_real(localizer: Mapping[str, Any]) -> list[Verdict]:
     """W8A8: the better FDDA route by the logits' SNR against real images, of those judged on as many; and noise."""
     runs = localizer["runs"]
-    (whether, *_) = (DECIDING in run for run in of_arm(runs, REAL))
-    routes = {run["arm"] for run in runs if run["arm"] in (GUIDE, TOKEN) and (DECIDING in run) == whether}
+    widely = any(DECIDING in run for run in runs)
+    judged = {run["arm"] for run in runs if (DECIDING in run) == widely}
+    routes = [arm for arm in (GUIDE, TOKEN) if arm in judged]
 
     def lost(arm: str, metric: str) -> float:
         return deciding(runs, REAL, metric).mean - deciding(runs, arm, metric).mean
