@@ -132,6 +132,7 @@ class FineTuningPlan:
         synthesis: of every synthetic arm.
         epochs: of the fine-tuning, over `synthesis.count` images.
         learning_rates: that each arm has the best of.
+        choosing_seeds: the first so many runs of each arm say which that is.
         bits: of weights and activations, in every layer.
         train_seconds: for the estimate.
         epoch_seconds: likewise.
@@ -145,6 +146,7 @@ class FineTuningPlan:
     synthesis: Synthesis
     epochs: int
     learning_rates: tuple[float, ...]
+    choosing_seeds: int = 1
     bits: int = 4
     train_seconds: float = 0.0
     epoch_seconds: float = 0.0
@@ -152,7 +154,8 @@ class FineTuningPlan:
     @property
     def seconds(self) -> float:
         """That it will take, about."""
-        runs = 4 * (self.seeds + len(self.learning_rates))
+        # Students at the rate that is chosen are tuned once.
+        runs = 4 * (self.seeds + (len(self.learning_rates) - 1) * self.choosing_seeds)
         made = (self.seeds * 3 + 1) * self.synthesis.seconds
         return self.train_seconds + made + runs * self.epochs * self.epoch_seconds
 

@@ -135,15 +135,15 @@ def _tuning(tuning: Mapping[str, Any]) -> str:
         f"## {tuning['name']} at {tuning['bits']} bits in every layer, fine-tuned",
         f"Trained here on `shapes` at half its size; {tuning['images']} images, {tuning['steps']} steps of the "
         f"generator and {tuning['epochs']} epochs in every arm, {tuning['test_images']} test images, seeds: "
-        f"{_seeds(runs)}. Each arm has the learning rate that is best for it on validation images (Top-1 of each in "
-        "brackets). Ranges without fine-tuning are those of FDDA's images.",
+        f"{_seeds(runs)}. Each arm has the learning rate that is best for it on validation images (mean Top-1 of the "
+        f"first {tuning['choosing_seeds']} seeds in brackets). Ranges without fine-tuning are those of FDDA's images.",
         markdown(["", "learning rate", "images that FP32 takes for their class %", "Top-1"], rows),
     ]
     return "\n\n".join(parts)
 
 
-def _tried(rates: Mapping[str, float | None]) -> str:
-    return ", ".join(f"{rate}: " + ("diverged" if top1 is None else f"{top1:.2f}") for rate, top1 in rates.items())
+def _tried(rates: Mapping[str, float]) -> str:
+    return ", ".join(f"{rate}: {top1:.2f}" for rate, top1 in rates.items())
 
 
 def _speed(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,14 +1,16 @@
 """A small BatchNorm network at four bits in every layer, fine-tuned on the images of each arm (spec/fdda.md).
 
 All arms start from the same network and see as many images; synthetic ones differ in the losses that their generator
-was trained with and in nothing else. Each arm has the learning rate that is best for it on validation images, with the
-images of the first seed: one rate for all would decide the comparison, for what some arms gain at ruins others.
+was trained with and in nothing else. Each arm has the learning rate that is best for it on validation images: one rate
+for all would decide the comparison, for what some arms gain at ruins others. The first seeds choose it by their mean:
+a single one takes a rate for an image or two more, at which the next seed's student is ruined.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property, partial
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -50,7 +52,7 @@ def measured(plan: FineTuningPlan, study: Study) -> dict[str, Any]:
     reference = study.ledger.result(subject.float_accuracy, **about)
     made_of = {"count": plan.synthesis.count, "steps": plan.synthesis.steps}
     choice = {arm: _choice(subject, arm, plan, {**about, **made_of}, study) for arm in ARMS if arm != UNTUNED}
-    best = {arm: max(rates, key=lambda rate: _or_least(rates[rate])) for arm, rates in choice.items()}
+    best = {arm: best_rate(rates) for arm, rates in choice.items()}
     runs = []
     for seed in range(plan.seeds):
         for arm in ARMS:
@@ -58,23 +60,34 @@ def measured(plan: FineTuningPlan, study: Study) -> dict[str, Any]:
             found = study.ledger.result(partial(subject.accuracy, arm, seed, best.get(arm, 0.0)), **key)
             runs.append({"arm": arm, "seed": seed, **found})
             print(f"ResNet-20: {arm}, seed {seed}: {found['top1']:.2f}, {found['seconds']:.0f} s", flush=True)
-    tried = {arm: {f"{rate:g}": top1 for rate, top1 in rates.items()} for arm, rates in choice.items()}
+    tried = {arm: {f"{rate:g}": fmean(top1) for rate, top1 in rates.items()} for arm, rates in choice.items()}
     chosen = {"validation_top1": tried, "learning_rate": best}
     facts = {"name": "ResNet-20", "bits": plan.bits, "epochs": plan.epochs, "images": plan.synthesis.count}
-    facts |= {"steps": plan.synthesis.steps}
+    facts |= {"steps": plan.synthesis.steps, "choosing_seeds": plan.choosing_seeds}
     return {**facts, "test_images": plan.test_images, **chosen, "fp32": reference, "runs": runs}
+
+
+def best_rate(validated: Mapping[float, Sequence[float]]) -> float:
+    """The learning rate with the best mean; of equals the first.
+
+    Args:
+        validated: learning rate -> Top-1 of each seed's student on validation images.
+    """
+    return max(validated, key=lambda rate: fmean(validated[rate]))
 
 
 def _choice(
     subject: "_Subject", arm: str, plan: FineTuningPlan, key: Mapping[str, Any], study: Study
-) -> dict[float, float | None]:
-    """Learning rate -> Top-1 on validation images."""
-    found = {}
-    for rate in plan.learning_rates:
-        tried = partial(subject.validated, arm, rate)
-        judged = study.ledger.result(tried, **key, arm=arm, rate=rate, validation=plan.validation_images)
-        found[rate] = judged["top1"]
-    return found
+) -> dict[float, list[float]]:
+    """Learning rate -> Top-1 of the first seeds' students on validation images."""
+    about = {**key, "arm": arm, "validation": plan.validation_images}
+    return {
+        rate: [
+            study.ledger.result(partial(subject.validated, arm, seed, rate), **about, rate=rate, seed=seed)["top1"]
+            for seed in range(plan.choosing_seeds)
+        ]
+        for rate in plan.learning_rates
+    }
 
 
 class _Subject:
@@ -83,7 +96,7 @@ class _Subject:
     def __init__(self, plan: FineTuningPlan, study: Study) -> None:
         self._plan, self._device = plan, study.device
         self._room = study.room / f"resnet20-{plan.train_images}-images-{plan.train_epochs}-epochs"
-        # The best learning rate's student of the first seed is judged twice, on validation and on test images.
+        # The best learning rate's students of the first seeds are judged twice, on validation and on test images.
         self._student = cache(self._tuned)
 
     @cached_property
@@ -124,21 +137,25 @@ class _Subject:
         """Of FP32."""
         return {"top1": _top1(logits_of(self._network, self._test), self._test)}
 
-    def validated(self, arm: str, rate: float) -> dict[str, Any]:
-        """On validation images, tuned at this learning rate; None: it diverged."""
-        try:
-            student = self._student(arm, 0, rate)
-        except TrainingError:
-            return {"top1": None}
-        return {"top1": _top1(logits_of(student, self._validation), self._validation)}
+    def validated(self, arm: str, seed: int, rate: float) -> dict[str, Any]:
+        """On validation images, tuned at this learning rate."""
+        return {"top1": self._student_top1(arm, seed, rate, self._validation)}
 
     def accuracy(self, arm: str, seed: int, rate: float) -> dict[str, Any]:
         """On test images; and in percent how many of its images the network takes for what they were made as."""
-        student, images = self._student(arm, seed, rate), self._images(arm, seed)
+        images = self._images(arm, seed)
         return {
-            "top1": _top1(logits_of(student, self._test), self._test),
+            "top1": self._student_top1(arm, seed, rate, self._test),
             "label_agreement": _top1(logits_of(self._network, images), images),
         }
+
+    def _student_top1(self, arm: str, seed: int, rate: float, images: Images) -> float:
+        try:
+            student = self._student(arm, seed, rate)
+        except TrainingError:
+            # No longer finite: no answer of it is right.
+            return 0.0
+        return _top1(logits_of(student, images), images)
 
     def _tuned(self, arm: str, seed: int, rate: float) -> Student:
         """A student of the arm; at a rate of 0 its ranges are all that it learns."""
@@ -160,10 +177,6 @@ class _Subject:
         name = f"{list(WEIGHTS).index(arm)}-{much.steps}-steps"
         found = made(self._room, name, Fdda(config, self._alignment), self._teacher, count=much.count, seed=seed)
         return found.tensors(WINDOW)
-
-
-def _or_least(top1: float | None) -> float:
-    return -1.0 if top1 is None else top1
 
 
 def _top1(logits: NDArray[np.float32], images: Images) -> float:
