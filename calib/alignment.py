@@ -135,29 +135,21 @@ class Alignment:
 def token_alignment(view: View, statistics: Statistics, device: torch.device) -> Alignment:
     """Alignment of a transformer, which has nothing but its measured statistics (spec/fdda.md, route 2).
 
-    In units of the measured deviation, and with the measured spread within the class as the noise of L_D.
+    In units of the measured deviation: moments of a residual stream as they are would be compared in its loudest
+    channels alone.
     """
-    rows, classes = _guiding(statistics)
-    layers = []
-    for name, overall in statistics.overall.items():
-        reference = overall.to(device)
-        by_class = None
-        if name in statistics.centers and rows:
-            center = statistics.centers[name].center.row(rows).to(device)
-            spread = statistics.centers[name].spread.row(rows).to(device)
-            unit = scale_of(reference)
-            noise = Moments(spread.mean / unit, spread.variance / unit**2)
-            by_class = ClassTargets(relative_to(reference, center), noise)
-        layers.append(Layer(reference, True, by_class))
-    return Alignment(view, tuple(layers), len(statistics.population.counts), classes, _missing(statistics))
+    references = [statistics.overall[name].to(device) for name in view.layers]
+    return _measured_alignment(view, references, statistics, relative=True)
 
 
-def batchnorm_alignment(model: nn.Module, statistics: Statistics | None) -> Alignment:
-    """Alignment as published: running statistics for L_BNS, measured class centers for L_C and L_D.
+def batchnorm_alignment(model: nn.Module, statistics: Statistics | None, *, relative: bool) -> Alignment:
+    """Alignment with the running statistics for L_BNS, and with measured class centers for L_C and L_D.
 
     Args:
         model: has BatchNorms.
         statistics: of this network; None: the running statistics are all there is.
+        relative: compare in units of the running deviation, with the measured spread as L_D's noise; False: moments as
+            they are, and the published noise.
 
     Raises:
         ModelError: no BatchNorm, or statistics of other layers.
@@ -165,19 +157,35 @@ def batchnorm_alignment(model: nn.Module, statistics: Statistics | None) -> Alig
     view, references = batchnorm_view(model), running_moments(model)
     if statistics is None:
         missing = "no calibration statistics: L_D and L_C were left out, L_BNS and cross-entropy remain"
-        return Alignment(view, tuple(Layer(reference, False) for reference in references), missing=(missing,))
+        return Alignment(view, tuple(Layer(reference, relative) for reference in references), missing=(missing,))
     if tuple(statistics.overall) != view.layers:
         raise ModelError("the statistics are of other layers than the network's BatchNorms: use the network's own.")
+    return _measured_alignment(view, references, statistics, relative=relative)
+
+
+def _measured_alignment(
+    view: View, references: Sequence[Moments], statistics: Statistics, *, relative: bool
+) -> Alignment:
+    """With one reference for each layer of the view, and the centers of the statistics."""
     rows, classes = _guiding(statistics)
     layers = []
     for name, reference in zip(view.layers, references, strict=True):
         by_class = None
         if name in statistics.centers and rows:
-            center = statistics.centers[name].center.row(rows).to(reference.mean.device)
-            mean, variance = (torch.tensor(by).expand_as(center.mean) for by in (MEAN_NOISE, VARIANCE_NOISE))
-            by_class = ClassTargets(center, Moments(mean, variance).to(reference.mean.device))
-        layers.append(Layer(reference, False, by_class))
+            held = statistics.centers[name]
+            center, spread = (m.row(rows).to(reference.mean.device) for m in (held.center, held.spread))
+            by_class = _class_targets(reference, center, spread, relative=relative)
+        layers.append(Layer(reference, relative, by_class))
     return Alignment(view, tuple(layers), len(statistics.population.counts), classes, _missing(statistics))
+
+
+def _class_targets(reference: Moments, center: Moments, spread: Moments, *, relative: bool) -> ClassTargets:
+    if relative:
+        unit = scale_of(reference)
+        noise = Moments(spread.mean / unit, spread.variance / unit**2)
+        return ClassTargets(relative_to(reference, center), noise)
+    published = (torch.full_like(center.mean, by) for by in (MEAN_NOISE, VARIANCE_NOISE))
+    return ClassTargets(center, Moments(*published))
 
 
 def _guiding(statistics: Statistics) -> tuple[list[int], tuple[int, ...]]:

@@ -9,8 +9,10 @@ network recognizes take turns, in an order drawn anew each time. Without class s
 remain, without any cross-entropy and total variation.
 
 `PAPER` has the published constants. `FAST` is for calibration in minutes: a few hundred steps need a learning rate of
-1e-2, where 1e-3 is for 80,000, and 1.0 as the factor of L_BNS is a choice made on one small transformer. What so few
-steps leave undone, two things make up for where there are statistics:
+1e-2, where 1e-3 is for 80,000, and 1.0 as the factor of L_BNS is a choice made on one small transformer. Moments are
+compared in units of their deviation, at BatchNorms too: as they are, a deep layer or two with large variances are most
+of the loss, and the published noise hides what tells classes apart. What so few steps leave undone, two things make up
+for where there are statistics:
 
 - Some images are far from anything real, most of them of a few classes, and one alone makes a range too wide for all:
   so four are drawn for each that is kept, and the farther half, by L_BNS of the image alone, is out (`nearest`).
@@ -73,6 +75,8 @@ class FddaConfig:
         steps: optimizer steps.
         batch: images per step of random labels, and as many of one class.
         apart: the generator normalizes the two batches apart, as published, and not as one.
+        relative: moments at BatchNorms are compared in units of their running deviation, and L_D's noise is the spread
+            that was measured (`calib.alignment`); False: as published.
         bf16: compute in bfloat16 where torch's autocast deems it safe; losses, weights and the images that are drawn
             stay float32.
         learning_rate: of Adam.
@@ -90,6 +94,7 @@ class FddaConfig:
     steps: int
     batch: int
     apart: bool
+    relative: bool
     bf16: bool
     learning_rate: float
     betas: tuple[float, float]
@@ -113,6 +118,7 @@ PAPER = FddaConfig(
     steps=400 * 200,
     batch=16,
     apart=True,
+    relative=False,
     bf16=False,
     learning_rate=1e-3,
     betas=(0.5, 0.999),
@@ -128,6 +134,7 @@ FAST = FddaConfig(
     steps=150,
     batch=8,
     apart=False,
+    relative=True,
     bf16=True,
     learning_rate=1e-2,
     betas=(0.5, 0.999),

@@ -61,7 +61,8 @@ def method_of(request: Request, known: KnownTeacher, statistics: Statistics | No
 
 
 def _fdda(request: Request, known: KnownTeacher, statistics: Statistics | None) -> Method:
-    return Fdda(_adjusted(request, fdda.PRESETS), known.aligned(statistics))
+    config = _adjusted(request, fdda.PRESETS)
+    return Fdda(config, known.aligned(statistics, config.relative))
 
 
 def _psaq(request: Request, known: KnownTeacher, statistics: Statistics | None) -> Method:

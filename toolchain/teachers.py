@@ -35,7 +35,7 @@ class KnownTeacher:
         sha256: what statistics are bound to: the hash of its file, or of its weights where it has none.
         view: where statistics are taken.
         chosen: which layers keep class centers.
-        aligned: statistics, or None -> what images are aligned with.
+        aligned: statistics, or None, and whether BatchNorms are compared relatively -> what images are aligned with.
         attention: what attention made of each patch; None: the network is no transformer.
         inputs: files it was made from.
         parameters: what else decides what it is, for sidecars.
@@ -49,7 +49,7 @@ class KnownTeacher:
     sha256: str
     view: View
     chosen: Chooser
-    aligned: Callable[[Statistics | None], Alignment | None]
+    aligned: Callable[[Statistics | None, bool], Alignment | None]
     attention: View | None = None
     inputs: Mapping[str, Path] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -98,7 +98,8 @@ def localizer_teacher(model: Path) -> KnownTeacher:
     view = token_view(layer_norm_inputs(network))
     teacher = _teacher(network, card.class_names, card.preprocessing, class_logits)
 
-    def aligned(statistics: Statistics | None) -> Alignment | None:
+    def aligned(statistics: Statistics | None, relative: bool) -> Alignment | None:
+        # Always relative: nothing was published for LayerNorms.
         return token_alignment(view, statistics, teacher.device) if statistics else None
 
     return KnownTeacher(
@@ -174,7 +175,7 @@ def _known(spec: str, guide: guides.NamedGuide, class_names: tuple[str, ...]) ->
         sha256=guide.sha256,
         view=view,
         chosen=lambda separation: deep_layers(view.layers),
-        aligned=lambda statistics: batchnorm_alignment(network, statistics),
+        aligned=lambda statistics, relative: batchnorm_alignment(network, statistics, relative=relative),
         inputs=guide.inputs,
         parameters=guide.parameters,
     )

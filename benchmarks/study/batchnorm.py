@@ -85,7 +85,8 @@ class _Subject:
     def synthetic(self, seed: int) -> ImageSet:
         """Images of zero-shot FDDA."""
         much, network = self._plan.synthesis, self._network.to(self._device)
-        method = Fdda(replace(fdda.FAST, steps=much.steps), batchnorm_alignment(network, None))
+        config = replace(fdda.FAST, steps=much.steps)
+        method = Fdda(config, batchnorm_alignment(network, None, relative=config.relative))
         name = f"fdda-{much.steps}-steps"
         return made(self._room, name, method, self._teacher, count=much.count, seed=seed)
 

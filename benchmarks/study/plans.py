@@ -77,7 +77,7 @@ def full(photos: Photographs) -> Plan:
             seeds=5,
             synthesis=Synthesis(count=512, steps=100, step_seconds=0.2),
             epochs=5,
-            learning_rates=(1e-6, 1e-5, 1e-4),
+            learning_rates=(1e-6, 1e-5),
             choosing_seeds=2,
             train_seconds=160,
             epoch_seconds=3.5,
@@ -113,7 +113,7 @@ def quick() -> Plan:
         seeds=2,
         synthesis=Synthesis(count=256, steps=50, step_seconds=0.15),
         epochs=4,
-        learning_rates=(1e-5, 1e-4),
+        learning_rates=(1e-6, 1e-5),
         train_seconds=40,
         epoch_seconds=1.3,
     )

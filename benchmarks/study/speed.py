@@ -52,7 +52,8 @@ def _at_96_pixels(plan: SpeedPlan, study: Study) -> ImageSet:
         torch.manual_seed(0)
         guide = Guide(GUIDE_PRESETS["guide-nano"], len(CLASSES)).eval().to(study.device)
     teacher = Teacher(guide, len(CLASSES), SMALL, PREPROCESSING.mean, PREPROCESSING.std)
-    method = Fdda(replace(fdda.FAST, steps=plan.steps), batchnorm_alignment(guide, None))
+    config = replace(fdda.FAST, steps=plan.steps)
+    method = Fdda(config, batchnorm_alignment(guide, None, relative=config.relative))
     name = f"guide-nano-{SMALL}-pixels-{plan.steps}-steps"
     return made(study.room, name, method, teacher, count=plan.count, seed=0)
 

@@ -31,10 +31,10 @@ def of_tokens(population=POPULATION, centers=None):
     return token_alignment(token_view(["early", "late"]), statistics, torch.device("cpu"))
 
 
-def of_batchnorms(population=POPULATION):
+def of_batchnorms(population=POPULATION, relative=False):
     overall = {str(k): Moments(tensor([7.0]), tensor([7.0])) for k in range(2)}
     statistics = Statistics(population, overall, {}, {"1": CENTERS})
-    return batchnorm_alignment(nn.Sequential(norm(0, 1), norm(1, 4)), statistics)
+    return batchnorm_alignment(nn.Sequential(norm(0, 1), norm(1, 4)), statistics, relative=relative)
 
 
 def test_tokens_are_compared_in_units_of_their_deviation():
@@ -54,6 +54,16 @@ def test_batchnorm_inputs_are_compared_as_they_are_with_the_running_statistics()
     assert losses["distorted"].item() != 5
 
 
+def test_batchnorm_inputs_are_compared_in_units_of_the_running_deviation():
+    found = of_batchnorms(relative=True)
+    losses = found.losses([SEEN] * 2, [SEEN] * 2, 1, torch.Generator())
+    # The same running statistics as the tokens' global ones above, and the same losses: the measured spread is 0.
+    assert losses["bns"].item() == 0.78125
+    assert losses["centralized"].item() == losses["distorted"].item() == 1.0625
+    relative = batchnorm_alignment(nn.Sequential(norm(0, 1), norm(1, 4)), None, relative=True)
+    assert relative.losses([SEEN] * 2, [SEEN] * 2, 1, torch.Generator())["bns"].item() == 0.78125
+
+
 def test_the_distance_of_an_image_is_its_own_bns_loss():
     # Two images; the second has 0 and 4: mean 2, variance 4.
     images = torch.cat([SEEN, tensor([[[0.0], [4.0]]])])
@@ -68,6 +78,17 @@ def test_the_published_noise():
     targets = of_batchnorms().layers[1].by_class
     assert targets.spread.mean.tolist() == [[0.5]]
     assert targets.spread.variance.tolist() == [[1.0]]
+
+
+def test_the_measured_spread_is_the_noise_of_relative_moments():
+    spread = Moments(tensor([[4.0]]), tensor([[8.0]]))
+    overall = {"0": Moments(tensor([7.0]), tensor([7.0]))}
+    statistics = Statistics(POPULATION, overall, {}, {"0": Centers(CENTERS.center, spread)})
+    found = batchnorm_alignment(nn.Sequential(norm(1, 4)), statistics, relative=True)
+    targets = found.layers[0].by_class
+    # The running deviation is 2: 4 / 2 and 8 / 2^2.
+    assert targets.spread.mean.tolist() == [[2.0]]
+    assert targets.spread.variance.tolist() == [[2.0]]
 
 
 @pytest.mark.parametrize("alignment", [of_tokens, of_batchnorms])
@@ -94,7 +115,7 @@ def test_it_is_said_where_nobody_counted_what_the_network_recognizes():
 
 
 def test_without_calibration_statistics_the_running_ones_remain():
-    found = batchnorm_alignment(nn.Sequential(norm(0, 1), norm(1, 4)), None)
+    found = batchnorm_alignment(nn.Sequential(norm(0, 1), norm(1, 4)), None, relative=False)
     assert found.losses([SEEN] * 2, [SEEN] * 2, 1, torch.Generator())["bns"].item() == 5
     assert found.missing == ("no calibration statistics: L_D and L_C were left out, L_BNS and cross-entropy remain",)
 
@@ -107,7 +128,7 @@ def test_no_layer_that_separates_classes_is_said():
 def test_statistics_of_other_layers_are_refused():
     statistics = Statistics(POPULATION, {"bn": Moments(torch.ones(1), torch.ones(1))}, {}, {})
     with pytest.raises(ModelError, match="of other layers"):
-        batchnorm_alignment(nn.Sequential(norm(0, 1)), statistics)
+        batchnorm_alignment(nn.Sequential(norm(0, 1)), statistics, relative=False)
 
 
 def test_deviation_ratio():

@@ -29,7 +29,8 @@ def of_batchnorms(model):
     view = batchnorm_view(model)
     found = collect(teacher(model), view, [labelled_images(10)], chosen=lambda _: deep_layers(view.layers))
     # Which classes an untrained network recognizes is chance: here, all.
-    return batchnorm_alignment(model, replace(found, population=replace(found.population, recognized=(10, 10, 10))))
+    known = replace(found, population=replace(found.population, recognized=(10, 10, 10)))
+    return batchnorm_alignment(model, known, relative=False)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,9 @@ def test_images_take_on_the_running_statistics():
         # Of images half as bright and with a fifth of the contrast.
         model.train()(labelled_images(20)[0] * 0.2 - 1)
     weights = LossWeights(random_class=0, single_class=0, bns=1)
-    made = make(batchnorm_alignment(model, None), replace(QUICK, steps=60, batch=8, weights=weights), model)
+    made = make(
+        batchnorm_alignment(model, None, relative=False), replace(QUICK, steps=60, batch=8, weights=weights), model
+    )
     assert np.mean(made.losses["bns"][-10:]) < 0.3 * made.losses["bns"][0]
 
 
