@@ -1,7 +1,9 @@
 """Whether synthetic images remember training images: how near the nearest one is, and the nearest held-out one.
 
     python benchmarks/privacy.py -o docs/benchmarks/privacy.json
-    python benchmarks/privacy.py --photos .photos -o docs/benchmarks/privacy-photos.json
+    for seed in 0 1 2 3 4; do
+      lctr synthesize .photos/finetuned.safetensors --count 64 --seed $seed -o synthetic-$seed; done
+    python benchmarks/privacy.py --photos .photos --images synthetic-* --count 64 -o docs/benchmarks/privacy-photos.json
 
 The first takes the bundled localizer and `shapes`, the second what `make finetuned` made. Training images and as many
 held-out ones, which nothing was made from, are compared as `nearness.py` says. Where there are more training images
@@ -119,8 +121,9 @@ def main() -> None:
     options = _options()
     known, data = subject(options.photos)
     with tempfile.TemporaryDirectory() as folder:
-        synthetic = options.images or _synthesized(known, Path(folder) / "synthetic", options.count)
-        found = image_set.read(synthetic, known.window.image_size, known.window.crop, limit=options.count)
+        folders = options.images or [_synthesized(known, Path(folder) / "synthetic", options.count)]
+        sets = [image_set.read(f, known.window.image_size, known.window.crop, limit=options.count) for f in folders]
+    found = np.concatenate(sets)
     record: dict[str, Any] = {
         "model": Path(known.name).name,
         "data": data.partition(":")[0],
@@ -145,8 +148,10 @@ def subject(photos: Path | None) -> tuple[KnownTeacher, str]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, metavar="DIR", help="What `make finetuned` made, in place of shapes.")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="Synthetic images of the model. Default: make them.")
-    parser.add_argument("--count", type=int, default=256, help="Of synthetic images, at most.")
+    parser.add_argument(
+        "--images", type=Path, nargs="+", metavar="DIR", help="Synthetic images of the model. Default: make them."
+    )
+    parser.add_argument("--count", type=int, default=256, help="Of synthetic images, at most; of each DIR.")
     parser.add_argument("-o", "--output", type=Path)
     return parser.parse_args()
 

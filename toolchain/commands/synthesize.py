@@ -42,8 +42,9 @@ def synthesize(
     """Synthesize calibration images from a network and its statistics alone.
 
     --method fdda trains a generator whose images show the statistics of MODEL's tokens; with --guide, those of a
-    network with BatchNorm, as published. A guide stands for MODEL, or for a network that is no localizer: then give
-    --num-classes, --image-size, --mean and --std. Without statistics a guide's own running statistics remain.
+    network with BatchNorm, which fast compares in units of their deviation, and paper as they are. A guide stands for
+    MODEL, or for a network that is no localizer: then give --num-classes, --image-size, --mean and --std. Without
+    statistics a guide's own running statistics remain.
 
     --method psaq changes pixels until MODEL's attention tells patches apart, and needs no statistics (PSAQ-ViT).
     --method noise is what both must beat. Parts of a method that could not be had are said.

@@ -75,7 +75,7 @@ def train(
     --keep best the weights. On several GPUs: torchrun --nproc-per-node N $(which lctr) train ...
 
     --guide makes NAME.guide.safetensors and its statistics: a small classifier of the same images, which has the
-    BatchNorms that synthetic images are aligned with as published, and that a localizer lacks.
+    BatchNorms that FDDA was published for, and that a localizer lacks.
     """
     require_suffix(output, ".safetensors")
     if freeze_backbone and train_blocks:
